@@ -1,0 +1,238 @@
+//! The demo application: the seed's `/hello`, and whatever else makes a reload visible.
+//!
+//! It is an ordinary service: nothing in it knows of reloads, but for the counter, which is state
+//! that the next generation goes on with, and the two headers that say who answered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use handoff::state::Counter;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::BodyExt;
+use serde_json::json;
+
+mod body;
+mod query;
+
+pub(crate) use body::DemoBody;
+
+use query::Query;
+
+/// Compiled in by `build.rs`, so that two builds differ.
+pub(crate) const GREETING: &str = env!("HELLO_GREETING");
+
+/// The longest a handler waits, so that a drain's end is in sight.
+const MAX_PAUSE_MS: u64 = 60_000;
+
+/// The longest stream.
+const MAX_CHUNKS: u64 = 1_000_000;
+
+/// The service. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct Demo {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    generation: u64,
+    pid: u32,
+    hits: Arc<Counter>,
+}
+
+impl Demo {
+    pub(crate) fn new(generation: u64, hits: Arc<Counter>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                generation,
+                pid: std::process::id(),
+                hits,
+            }),
+        }
+    }
+
+    /// Answers one request. A counted one is counted when its answer is complete: `/stream` with its
+    /// last chunk, all others here.
+    pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<DemoBody>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        let mut response = self.route(request).await.unwrap_or_else(Problem::response);
+        let headers = response.headers_mut();
+        headers.insert("x-generation", self.shared.generation.into());
+        headers.insert("x-pid", self.shared.pid.into());
+        response
+    }
+
+    async fn route<B>(&self, request: Request<B>) -> Result<Response<DemoBody>, Problem>
+    where
+        B: Body<Data = Bytes> + Send + 'static,
+        B::Error: std::fmt::Display,
+    {
+        let route = Route::of(request.uri().path()).ok_or(Problem::NotFound)?;
+        if !route.methods().contains(request.method()) {
+            return Err(Problem::Method(route));
+        }
+        // The bodies of requests other than an upload are left unread: the server sees to it that
+        // such a connection ends with its answer.
+        let query = Query::of(request.uri());
+        let response = match route {
+            Route::Hello => text(format!("hello world {GREETING}\n")),
+            Route::Slow => {
+                let ms = query.number("ms", 1_000, MAX_PAUSE_MS)?;
+                tokio::time::sleep(Duration::from_millis(ms)).await;
+                text(format!("slow {ms}\n"))
+            }
+            Route::Stream => {
+                let chunks = query.number("chunks", 10, MAX_CHUNKS)?;
+                let pause = Duration::from_millis(query.number("ms", 100, MAX_PAUSE_MS)?);
+                let hits = Arc::clone(&self.shared.hits);
+                // Counts itself.
+                return Ok(plain(DemoBody::stream(chunks, pause, move || {
+                    hits.add(1);
+                })));
+            }
+            Route::Upload => upload(request.into_body()).await?,
+            Route::Healthz => return Ok(text("ok\n")),
+            Route::Status => return Ok(self.status()),
+        };
+        self.shared.hits.add(1);
+        Ok(response)
+    }
+
+    fn status(&self) -> Response<DemoBody> {
+        let Shared {
+            generation,
+            pid,
+            hits,
+        } = &*self.shared;
+        json(&json!({
+            "generation": generation,
+            "pid": pid,
+            "greeting": GREETING,
+            "version": env!("HELLO_VERSION"),
+            "requests": hits.get(),
+        }))
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Hello,
+    Slow,
+    Stream,
+    Upload,
+    Healthz,
+    Status,
+}
+
+impl Route {
+    fn of(path: &str) -> Option<Self> {
+        Some(match path {
+            "/hello" => Self::Hello,
+            "/slow" => Self::Slow,
+            "/stream" => Self::Stream,
+            "/upload" => Self::Upload,
+            "/healthz" => Self::Healthz,
+            "/status" => Self::Status,
+            _ => return None,
+        })
+    }
+
+    fn methods(self) -> &'static [Method] {
+        match self {
+            Self::Upload => &[Method::POST],
+            _ => &[Method::GET, Method::HEAD],
+        }
+    }
+
+    fn allow(self) -> HeaderValue {
+        HeaderValue::from_static(match self {
+            Self::Upload => "POST",
+            _ => "GET, HEAD",
+        })
+    }
+}
+
+/// Why a request is not served.
+#[derive(Debug)]
+enum Problem {
+    NotFound,
+    Method(Route),
+    Request(String),
+}
+
+impl Problem {
+    fn response(self) -> Response<DemoBody> {
+        match self {
+            Self::NotFound => with_status(
+                StatusCode::NOT_FOUND,
+                "not found; try /hello, /slow?ms=500, /stream?chunks=5&ms=200, /upload (POST), /healthz or /status\n",
+            ),
+            Self::Method(route) => {
+                let mut response = with_status(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "this method is not for this path; see the Allow header\n",
+                );
+                response.headers_mut().insert(ALLOW, route.allow());
+                response
+            }
+            Self::Request(problem) => with_status(StatusCode::BAD_REQUEST, problem + "\n"),
+        }
+    }
+}
+
+/// Reads a body to its end, whatever its length, in constant memory.
+async fn upload<B>(body: B) -> Result<Response<DemoBody>, Problem>
+where
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: std::fmt::Display,
+{
+    let mut body = std::pin::pin!(body);
+    let mut bytes: u64 = 0;
+    let mut crc32 = crc32fast::Hasher::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame
+            .map_err(|error| Problem::Request(format!("the body ended before its end: {error}")))?;
+        if let Some(data) = frame.data_ref() {
+            bytes += data.len() as u64;
+            crc32.update(data);
+        }
+    }
+    let crc32 = format!("{:08x}", crc32.finalize());
+    Ok(json(&json!({ "bytes": bytes, "crc32": crc32 })))
+}
+
+fn text(text: impl Into<Bytes>) -> Response<DemoBody> {
+    plain(DemoBody::full(text.into()))
+}
+
+fn plain(body: DemoBody) -> Response<DemoBody> {
+    typed("text/plain; charset=utf-8", body)
+}
+
+fn json(value: &serde_json::Value) -> Response<DemoBody> {
+    typed(
+        "application/json",
+        DemoBody::full(format!("{value}\n").into()),
+    )
+}
+
+fn typed(content_type: &'static str, body: DemoBody) -> Response<DemoBody> {
+    let mut response = Response::new(body);
+    let content_type = HeaderValue::from_static(content_type);
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
+}
+
+fn with_status(status: StatusCode, problem: impl Into<Bytes>) -> Response<DemoBody> {
+    let mut response = text(problem);
+    *response.status_mut() = status;
+    response
+}
+
+#[cfg(test)]
+mod tests;

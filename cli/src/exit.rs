@@ -1,0 +1,61 @@
+//! Exit codes.
+
+use std::process::ExitCode;
+
+/// What a script learns. The numbers are a promise, and `--help` prints it: see [`HELP`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    NotRunning = 3,
+    TimedOut = 4,
+}
+
+pub(crate) const HELP: &str = "\
+Exit codes:
+  0  done (serve: it was stopped, or another generation has taken over)
+  1  failed; a reload that fails leaves the old generation serving
+  2  the command line is not understood
+  3  no server is running
+  4  timed out: the outcome is not known";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error, and what a script learns of it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    pub(crate) error: anyhow::Error,
+}
+
+/// Any error is a plain failure unless it says more.
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Exit::Failed.because(error)
+    }
+}
+
+impl Exit {
+    pub(crate) fn because(self, error: impl Into<anyhow::Error>) -> Failure {
+        Failure {
+            exit: self,
+            error: error.into(),
+        }
+    }
+}
+
+/// What clap has to say: an error, but also `--help` and `--version`.
+pub(crate) fn usage(error: &clap::Error) -> Result<Exit, Failure> {
+    // It knows whether that goes to stdout or stderr, and the colours. A closed one is no news.
+    let _ = error.print();
+    Ok(if error.use_stderr() {
+        Exit::Usage
+    } else {
+        Exit::Done
+    })
+}

@@ -1,0 +1,50 @@
+//! `hello`: an HTTP server that is replaced by its next build while it serves, and the three verbs
+//! to do it with.
+//!
+//! Here are the words that a person types, reads, and finds in a script's `$?`. What the verbs do is
+//! in `handoff` (any program can have them) and `hello-server`; the application is in `demo`.
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod demo;
+mod duration;
+mod exit;
+mod listen;
+mod locate;
+mod log;
+mod output;
+mod progress;
+mod reload;
+mod render;
+mod serve;
+mod status;
+mod stop;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Args, Verb};
+use crate::exit::{Exit, Failure};
+
+fn main() -> ExitCode {
+    let exit = run().unwrap_or_else(|Failure { exit, error }| {
+        output::note(format_args!("hello: {error:#}"));
+        exit
+    });
+    exit.into()
+}
+
+fn run() -> Result<Exit, Failure> {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return exit::usage(&error),
+    };
+    match args.verb {
+        Verb::Serve(args) => serve::run(args),
+        Verb::Reload(args) => reload::run(&args),
+        Verb::Stop(args) => stop::run(&args),
+        Verb::Status(args) => status::run(&args),
+    }
+}

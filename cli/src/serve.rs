@@ -1,0 +1,68 @@
+//! `hello serve`.
+
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use handoff::state::Counter;
+use hello_server::{Limits, RequestBody, Server};
+use http::Request;
+
+use crate::args::Serve;
+use crate::demo::{Demo, GREETING};
+use crate::exit::{Exit, Failure};
+use crate::{listen, log};
+
+/// How long work that cannot be cancelled may delay the exit.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(args: Serve) -> Result<Exit, Failure> {
+    let listeners =
+        listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error))?;
+    let pidfile = args.which.paths()?.pidfile;
+    let _log = log::start(args.log_format, &args.log_filter)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("hello")
+        .build()
+        .context("failed to start the runtime")?;
+    let result = runtime.block_on(serve(args, pidfile, listeners));
+    // Its drop would wait for blocking work without a bound; all that matters has ended.
+    runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
+    result?;
+    Ok(Exit::Done)
+}
+
+async fn serve(
+    args: Serve,
+    pidfile: PathBuf,
+    listeners: Vec<handoff::listeners::Spec>,
+) -> anyhow::Result<()> {
+    let mut limits = Limits::default();
+    limits.connections = args.max_connections as usize;
+    limits.header_timeout = args.header_timeout;
+    limits.idle_timeout = args.idle_timeout;
+    let mut server = Server::build(|ctx| async move {
+        let hits = ctx.state(Counter::new("requests")).await?;
+        let demo = Demo::new(ctx.generation(), hits);
+        Ok(hyper::service::service_fn(
+            move |request: Request<RequestBody>| {
+                let answer = demo.clone().answer(request);
+                async { Ok::<_, Infallible>(answer.await) }
+            },
+        ))
+    })
+    .name("hello")
+    .build_id(format!("{} {GREETING}", env!("CARGO_PKG_VERSION")))
+    .pidfile(pidfile)
+    .limits(limits)
+    .probe(args.probe)
+    .ready_timeout(args.ready_timeout)
+    .drain_timeout(args.drain_timeout);
+    for listener in listeners {
+        server = server.listener(listener);
+    }
+    server.run().await?;
+    Ok(())
+}

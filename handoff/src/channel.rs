@@ -1,0 +1,316 @@
+//! A `SOCK_SEQPACKET` pair that carries one message and its descriptors in each record.
+//!
+//! SEQPACKET keeps record boundaries, so that descriptors never merge with the bytes of another
+//! message, and reports the end of the peer. What is sent is queued here and written
+//! by [`Channel::flush`]: nobody who drives a protocol ever blocks on a peer that does not read.
+//!
+//! Failure rules: a received descriptor is owned from the first instruction, is
+//! CLOEXEC, and closes itself when its message is dropped. Descriptors that the kernel could
+//! not install (this process is at its limit) are counted in [`Received::missing`], never
+//! guessed at. `ECONNRESET` is not the end: the kernel reports it once when
+//! the peer left something unread, and what the peer had sent is still queued behind it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
+};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+use crate::registered::register;
+use crate::wire::{self, MAX_FDS, MAX_MESSAGE, Message, VERSIONS, WireError};
+
+/// A message as it arrived.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) message: Message,
+    pub(crate) fds: Vec<OwnedFd>,
+    /// How many of the announced descriptors did not come (`MSG_CTRUNC`): those that did
+    /// are the first ones, in order.
+    pub(crate) missing: usize,
+}
+
+/// What a read from the channel gave.
+#[derive(Debug)]
+pub(crate) enum Read {
+    Message(Box<Received>),
+    /// The peer has closed its end, and all that it sent has been read.
+    End,
+}
+
+/// Why the channel cannot be used any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChannelError {
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("message {got} where {expected} was due")]
+    Number { got: u64, expected: u64 },
+    #[error("{got} descriptors where {announced} were announced")]
+    Descriptors { got: usize, announced: usize },
+    #[error("a record longer than a message may be ({MAX_MESSAGE} bytes)")]
+    Truncated,
+    #[error("channel: {0}")]
+    Io(#[from] io::Error),
+}
+
+struct Outgoing {
+    record: Vec<u8>,
+    fds: Vec<Arc<OwnedFd>>,
+}
+
+/// One end.
+pub(crate) struct Channel {
+    fd: AsyncFd<OwnedFd>,
+    version: u16,
+    sent: u64,
+    received: u64,
+    outgoing: VecDeque<Outgoing>,
+    buffer: Vec<u8>,
+}
+
+/// Makes a connected pair, both ends CLOEXEC: one to keep, one for the child.
+pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+impl Channel {
+    /// Takes one end. Must be called within a tokio runtime.
+    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
+        // Not through O_NONBLOCK: that flag belongs to the open file description, and the child's
+        // end is also its stdin for a moment. Every call says MSG_DONTWAIT instead.
+        Ok(Self {
+            fd: register(fd, Interest::READABLE | Interest::WRITABLE)?,
+            version: *VERSIONS.end(),
+            sent: 0,
+            received: 0,
+            outgoing: VecDeque::new(),
+            buffer: vec![0; MAX_MESSAGE + 1],
+        })
+    }
+
+    /// From here on messages are of this version.
+    pub(crate) fn agree(&mut self, version: u16) {
+        self.version = version;
+    }
+
+    /// Queues a message; [`flush`](Self::flush) sends it.
+    pub(crate) fn queue(
+        &mut self,
+        message: &Message,
+        fds: Vec<Arc<OwnedFd>>,
+    ) -> Result<(), ChannelError> {
+        if fds.len() > MAX_FDS {
+            return Err(ChannelError::Descriptors {
+                got: fds.len(),
+                announced: MAX_FDS,
+            });
+        }
+        let record = wire::encode(message, self.version, self.sent + 1, fds.len())?;
+        self.sent += 1;
+        self.outgoing.push_back(Outgoing { record, fds });
+        // Most of the time the peer has room: then nothing waits for the next round of a loop.
+        self.write_queued()
+    }
+
+    /// Whether something is queued that the kernel has not taken.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Waits until [`try_recv`](Self::try_recv) is worth calling, and writes what is queued
+    /// meanwhile. Cancel safe.
+    pub(crate) async fn turn(&mut self) -> Result<(), ChannelError> {
+        loop {
+            let interest = if self.is_pending() {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
+            let mut guard = self.fd.ready(interest).await?;
+            let ready = guard.ready();
+            if ready.is_readable() {
+                // The readiness that tokio remembers may be of a message that has been read since.
+                if has_input(self.fd.get_ref().as_fd())? {
+                    return Ok(());
+                }
+                guard.clear_ready_matching(tokio::io::Ready::READABLE);
+            }
+            if ready.is_writable() && interest.is_writable() {
+                guard.clear_ready_matching(tokio::io::Ready::WRITABLE);
+                drop(guard);
+                self.write_queued()?;
+            }
+        }
+    }
+
+    /// Writes what is queued, for at most `patience`, before the process ends.
+    pub(crate) async fn flush(&mut self, patience: std::time::Duration) {
+        let written = async {
+            while self.is_pending() {
+                let Ok(mut guard) = self.fd.writable().await else {
+                    return;
+                };
+                guard.clear_ready();
+                drop(guard);
+                if self.write_queued().is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(patience, written).await;
+    }
+
+    /// Writes as much of what is queued as the kernel takes.
+    pub(crate) fn write_queued(&mut self) -> Result<(), ChannelError> {
+        while let Some(next) = self.outgoing.front() {
+            match send(self.fd.get_ref().as_fd(), next) {
+                Ok(()) => drop(self.outgoing.pop_front()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // ETOOMANYREFS: this user has more descriptors in flight than RLIMIT_NOFILE. Acks make
+                // room: the driver calls again after each message.
+                Err(e)
+                    if e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error()) =>
+                {
+                    return Ok(());
+                }
+                // The peer is gone. That is said by its pidfd and by the end of the channel, after
+                // all that it sent: not here.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) =>
+                {
+                    self.outgoing.clear();
+                    return Ok(());
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a message if one is queued.
+    pub(crate) fn try_recv(&mut self) -> Result<Option<Read>, ChannelError> {
+        loop {
+            match receive(self.fd.get_ref().as_fd(), &mut self.buffer) {
+                Ok(raw) if raw.length == 0 => return Ok(Some(Read::End)),
+                Ok(raw) => return self.check(raw).map(|m| Some(Read::Message(Box::new(m)))),
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn check(&mut self, raw: Raw) -> Result<Received, ChannelError> {
+        if raw.truncated || raw.length > MAX_MESSAGE {
+            return Err(ChannelError::Truncated);
+        }
+        let (header, message) = wire::decode(&self.buffer[..raw.length], self.version)?;
+        let expected = self.received + 1;
+        if header.number != expected {
+            return Err(ChannelError::Number {
+                got: header.number,
+                expected,
+            });
+        }
+        self.received = expected;
+        let announced = usize::from(header.fds);
+        let got = raw.fds.len();
+        if got > announced || (got < announced && !raw.fds_lost) {
+            return Err(ChannelError::Descriptors { got, announced });
+        }
+        Ok(Received {
+            message,
+            fds: raw.fds,
+            missing: announced - got,
+        })
+    }
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("fd", &self.fd.get_ref().as_raw_fd())
+            .field("sent", &self.sent)
+            .field("received", &self.received)
+            .field("queued", &self.outgoing.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn has_input(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    Ok(poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&now))? > 0)
+}
+
+#[doc(alias = "SCM_RIGHTS")]
+fn send(socket: BorrowedFd<'_>, out: &Outgoing) -> io::Result<()> {
+    let fds: Vec<BorrowedFd<'_>> = out.fds.iter().map(|fd| fd.as_fd()).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::Error::other("no room for descriptors"));
+    }
+    // A record is sent whole or not at all.
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(&out.record)],
+        &mut control,
+        SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
+    )?;
+    Ok(())
+}
+
+struct Raw {
+    length: usize,
+    fds: Vec<OwnedFd>,
+    truncated: bool,
+    fds_lost: bool,
+}
+
+#[doc(alias = "SCM_RIGHTS")]
+fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Raw> {
+    // Room for the most that the kernel sends: a shorter buffer would lose descriptors.
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = rustix::net::recvmsg(
+        socket,
+        &mut [IoSliceMut::new(buffer)],
+        &mut control,
+        RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    Ok(Raw {
+        length: got.bytes,
+        fds,
+        truncated: got.flags.contains(ReturnFlags::TRUNC),
+        fds_lost: got.flags.contains(ReturnFlags::CTRUNC),
+    })
+}

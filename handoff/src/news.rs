@@ -1,0 +1,108 @@
+//! Who wants to hear what becomes of reloads, and what there is to tell those who ask later.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::control::{
+    Event, Outcome, Reply,
+    message::{ConnectionCounts, LastReload},
+};
+
+#[derive(Debug, Default)]
+pub(crate) struct News(Mutex<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Clients of `events`.
+    subscribers: Vec<Reply>,
+    /// Clients of `reload` and `outcome`, with the reload's id.
+    watchers: Vec<(u64, Reply)>,
+    last: Option<LastReload>,
+}
+
+impl News {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn subscribe(&self, reply: Reply) {
+        self.lock().subscribers.push(reply);
+    }
+
+    /// Tells this client all that happens to the reload from now on.
+    pub(crate) fn watch(&self, reload: u64, reply: Reply) {
+        self.lock().watchers.push((reload, reply));
+    }
+
+    /// Answers a question after a reload that has ended, as far as its end is known; the rest
+    /// follows. `false`: this process knows of no such reload.
+    pub(crate) fn answer(&self, reload: u64, reply: Reply) -> bool {
+        let mut inner = self.lock();
+        let Some(last) = inner.last.clone().filter(|last| last.reload == reload) else {
+            return false;
+        };
+        reply.send(&Event::Reloaded {
+            reload,
+            outcome: last.outcome,
+        });
+        match last.drained {
+            Some(connections) => {
+                reply.send(&Event::Drained {
+                    reload,
+                    at_us: 0,
+                    connections,
+                });
+            }
+            None => inner.watchers.push((reload, reply)),
+        }
+        true
+    }
+
+    pub(crate) fn last(&self) -> Option<LastReload> {
+        self.lock().last.clone()
+    }
+
+    /// Tells everyone who wants to know.
+    pub(crate) fn tell(&self, event: &Event) {
+        let mut inner = self.lock();
+        inner.subscribers.retain(|reply| reply.send(event));
+        let about = match event {
+            Event::Phase { reload, .. }
+            | Event::Stderr { reload, .. }
+            | Event::Reloaded { reload, .. }
+            | Event::Drained { reload, .. } => Some(*reload),
+            _ => None,
+        };
+        let last_word = event.is_final();
+        inner.watchers.retain(|(reload, reply)| {
+            let concerned = about.is_none_or(|about| about == *reload);
+            !concerned || (reply.send(event) && !last_word)
+        });
+    }
+
+    /// Remembers how a reload ended, and tells.
+    pub(crate) fn reloaded(&self, reload: u64, outcome: Outcome) {
+        self.lock().last = Some(LastReload {
+            reload,
+            outcome: outcome.clone(),
+            drained: None,
+        });
+        self.tell(&Event::Reloaded { reload, outcome });
+    }
+
+    /// Remembers what became of the parent's connections, and tells.
+    pub(crate) fn drained(&self, reload: u64, at_us: u64, connections: ConnectionCounts) {
+        if let Some(last) = self
+            .lock()
+            .last
+            .as_mut()
+            .filter(|last| last.reload == reload)
+        {
+            last.drained = Some(connections.clone());
+        }
+        self.tell(&Event::Drained {
+            reload,
+            at_us,
+            connections,
+        });
+    }
+}

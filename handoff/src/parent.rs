@@ -1,0 +1,614 @@
+//! The parent's side of a reload: carries out what the machine in [`protocol::parent`](crate::protocol::parent)
+//! decides.
+//!
+//! Nothing here waits but [`ParentDriver::next`], which is cancel safe; everything that takes time
+//! (the snapshot, the hooks) runs elsewhere and comes back as an event.
+
+use std::{
+    convert::Infallible,
+    os::fd::{AsFd, OwnedFd},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{sync::mpsc, time::Instant};
+
+use crate::{
+    changes, channel,
+    control::{
+        Event as News, Outcome,
+        message::{Generation, ListenerChanges},
+    },
+    link::{Heard, Link},
+    process::{self, Signal, Spawned},
+    protocol::{
+        self, Timer,
+        parent::{Action, Event, Failure, Parent, Undo},
+    },
+    shared::{PassRequest, Phase, Report, Shared, call},
+    state::{Manifest, Snapshot},
+    stderr::{Capture, PassThrough},
+    transfer::Transfer,
+    wire::{Health, Message, Offer, Prepared, VERSIONS},
+};
+
+/// How long the application may take to let go of its connections once they are cut.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// How long the last words may take to be written.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What the process as a whole must do.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    /// Stop gracefully: parent and child were told.
+    StopSelf(String),
+    /// The reload is over. With a report the child serves and this process has finished;
+    /// without one this process serves on, or stops.
+    Ended(Option<Report>),
+}
+
+/// What comes back from a task of the driver's own.
+#[derive(Debug)]
+enum Inner {
+    Event(Event),
+    Snapshot(Result<(Manifest, OwnedFd), String>),
+}
+
+/// See the module.
+pub(crate) struct ParentDriver {
+    shared: Arc<Shared>,
+    machine: Parent,
+    link: Link,
+    child: Spawned,
+    capture: Option<Capture>,
+    reload: u64,
+    started: Instant,
+    inbox: mpsc::UnboundedReceiver<Inner>,
+    inbox_tx: mpsc::UnboundedSender<Inner>,
+    prepared: Prepared,
+    snapshot: Option<(Manifest, OwnedFd)>,
+    /// `Accepting` was heard this long after the start.
+    serving_us: u64,
+    asked: u64,
+    /// Since `Confirm`.
+    transfer: Option<Transfer>,
+    pass: Option<mpsc::Receiver<PassRequest>>,
+}
+
+impl ParentDriver {
+    /// Starts the child. Blocking: std's spawn stops its caller until the exec.
+    ///
+    /// # Errors
+    /// In words, with the path and the remedy.
+    pub(crate) fn spawn(
+        shared: &Arc<Shared>,
+        reload: u64,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<(Spawned, OwnedFd, Capture), String> {
+        let _context = runtime.enter();
+        let (ours, theirs) =
+            channel::pair().map_err(|e| format!("cannot make the channel: {e}"))?;
+        let watcher = shared.clone();
+        let on_line = move |line: &str| {
+            watcher.news.tell(&News::Stderr {
+                reload,
+                line: line.to_owned(),
+            })
+        };
+        let (capture, write_end) = PassThrough::stderr()
+            .and_then(|sink| Capture::new(sink, on_line))
+            .map_err(|e| format!("cannot make the pipe for stderr: {e}"))?;
+        let child = shared
+            .program
+            .spawn(theirs, write_end, &[])
+            .map_err(|e| crate::words(&e))?;
+        Ok((child, ours, capture))
+    }
+
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        reload: u64,
+        started: Instant,
+        (child, channel, capture): (Spawned, OwnedFd, Capture),
+        pass: mpsc::Receiver<PassRequest>,
+    ) -> Result<Self, (String, mpsc::Receiver<PassRequest>)> {
+        let link = child
+            .as_fd()
+            .try_clone_to_owned()
+            .and_then(|pidfd| Link::new(channel, pidfd));
+        let link = match link {
+            Ok(link) => link,
+            Err(e) => return Err((format!("cannot watch the child: {e}"), pass)),
+        };
+        let (machine, actions) = Parent::new(!shared.settings.probation.is_zero());
+        let (inbox_tx, inbox) = mpsc::unbounded_channel();
+        let mut driver = Self {
+            shared,
+            machine,
+            link,
+            child,
+            capture: Some(capture),
+            reload,
+            started,
+            inbox,
+            inbox_tx,
+            prepared: Prepared::default(),
+            snapshot: None,
+            serving_us: 0,
+            asked: 0,
+            transfer: None,
+            pass: Some(pass),
+        };
+        // The first actions have no effect on the process as a whole.
+        let _ = driver.perform(actions);
+        Ok(driver)
+    }
+
+    pub(crate) fn reload(&self) -> u64 {
+        self.reload
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    pub(crate) fn phase(&self) -> &'static str {
+        self.machine.phase()
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether the child is final, so that this process only drains.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        self.machine.is_confirmed()
+    }
+
+    /// Sends a signal on to the successor.
+    pub(crate) fn forward(&self, signal: Signal) {
+        if let Err(error) = self.link.peer.signal(signal) {
+            tracing::warn!(%error, pid = self.pid(), "cannot pass the signal on to the successor");
+        }
+    }
+
+    /// The receiver of connections that are given up, for the next reload.
+    pub(crate) fn take_pass(&mut self) -> Option<mpsc::Receiver<PassRequest>> {
+        self.pass.take()
+    }
+
+    /// The next event. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Event {
+        loop {
+            if let Some(transfer) = &mut self.transfer
+                && let Err(reason) = transfer.send_waiting(&self.shared, &mut self.link)
+            {
+                return Event::Broken(reason);
+            }
+            let drained = self
+                .transfer
+                .as_mut()
+                .map(|t| t.is_finished(&self.shared, &mut self.link));
+            match drained {
+                Some(Ok(true)) => return Event::Drained,
+                Some(Err(reason)) => return Event::Broken(reason),
+                _ => {}
+            }
+            let room = self.transfer.as_ref().map_or(0, Transfer::room);
+            tokio::select! {
+                biased;
+                heard = self.link.next() => {
+                    if let Some(event) = self.translate(heard) {
+                        return event;
+                    }
+                }
+                Some(inner) = self.inbox.recv() => return self.inner(inner),
+                () = receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
+                () = self.shared.live.changed(), if self.transfer.is_some() => {}
+                never = pump(&mut self.capture) => match never {},
+            }
+        }
+    }
+
+    fn inner(&mut self, inner: Inner) -> Event {
+        match inner {
+            Inner::Event(event) => event,
+            Inner::Snapshot(Ok(taken)) => {
+                self.snapshot = Some(taken);
+                Event::Snapshot(Ok(()))
+            }
+            Inner::Snapshot(Err(reason)) => Event::Snapshot(Err(reason)),
+        }
+    }
+
+    fn translate(&mut self, heard: Heard) -> Option<Event> {
+        let received = match heard {
+            Heard::Message(received) => *received,
+            Heard::Broken(reason) => return Some(Event::Broken(reason)),
+            Heard::Died => return Some(Event::Died(self.obituary())),
+            Heard::Timer(Timer::Drain) => {
+                self.cut();
+                return None;
+            }
+            Heard::Timer(timer) => return Some(Event::Timer(timer)),
+        };
+        if !received.fds.is_empty() || received.missing > 0 {
+            return Some(Event::Broken(format!(
+                "{} with descriptors that do not belong to it",
+                received.message
+            )));
+        }
+        let acked = match received.message {
+            Message::Hello(hello) => {
+                let version = hello.choose(&VERSIONS).ok_or_else(|| {
+                    format!(
+                        "the new build speaks protocol versions {}..={}, this one {}..={}: go by way of a build that speaks both",
+                        hello.oldest, hello.newest, VERSIONS.start(), VERSIONS.end(),
+                    )
+                });
+                return Some(Event::Hello(version));
+            }
+            Message::Refuse(reason) => return Some(Event::Refused(reason)),
+            Message::Stop(reason) => return Some(Event::Stopped(reason)),
+            Message::Prepared(prepared) => {
+                self.prepared = prepared;
+                return Some(Event::Prepared);
+            }
+            Message::Ready => return Some(Event::Ready),
+            Message::Accepting => return Some(Event::Accepting),
+            Message::Health(Health::Answer { number, ill }) if number == self.asked => {
+                return Some(Event::Health(ill));
+            }
+            Message::Health(Health::Answer { .. }) => return None,
+            Message::Bye(_) => return Some(Event::Returned),
+            Message::RestAck { number } => self.transfer.as_mut().map(|t| t.rest_acked(number)),
+            Message::ConnAck(ack) => self.transfer.as_mut().map(|t| t.conn_acked(ack)),
+            other => return Some(Event::Broken(format!("the child said {other}"))),
+        };
+        match acked {
+            Some(Ok(())) => None,
+            Some(Err(reason)) => Some(Event::Broken(reason)),
+            None => Some(Event::Broken("an ack where nothing was sent".to_owned())),
+        }
+    }
+
+    /// How the child ended, in words.
+    fn obituary(&mut self) -> String {
+        match self.child.try_wait() {
+            Ok(Some(status)) => process::describe_exit(status),
+            // Somebody else has reaped it.
+            Ok(None) | Err(_) => "has ended".to_owned(),
+        }
+    }
+
+    /// Feeds the machine and carries out what it says.
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
+        tracing::debug!(reload = self.reload, ?event, state = ?self.machine.state(), "parent");
+        let actions = self.machine.on(event);
+        self.perform(actions)
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for action in actions {
+            if let Err(reason) = self.act(action, &mut effects) {
+                // It could not be said: the machine decides what that means.
+                let _ = self.inbox_tx.send(Inner::Event(Event::Broken(reason)));
+            }
+        }
+        effects
+    }
+
+    fn act(&mut self, action: Action, effects: &mut Vec<Effect>) -> Result<(), String> {
+        match action {
+            Action::Phase(phase) => self.tell_phase(phase),
+            Action::SendOffer { version } => return self.send_offer(version),
+            Action::TakeSnapshot => self.take_snapshot(),
+            Action::SendState => {
+                if let Some((manifest, memfd)) = self.snapshot.take() {
+                    return self.say(&Message::State(manifest), vec![Arc::new(memfd)]);
+                }
+            }
+            Action::Retire => self.retire(),
+            Action::SendCommit => {
+                let (changes, fds) = changes::pack(self.shared.deltas())?;
+                return self.say(&Message::Commit(changes), fds);
+            }
+            Action::PauseAccepting => {
+                self.serving_us = crate::micros(self.started.elapsed());
+                self.shared.set_phase(Phase::Paused);
+                self.shared.pause_control();
+            }
+            Action::AskHealth => {
+                self.asked += 1;
+                return self.say(&Message::Health(Health::Ask { number: self.asked }), vec![]);
+            }
+            Action::SendConfirm => {
+                return self.say(
+                    &Message::Confirm {
+                        serving_us: self.serving_us,
+                    },
+                    vec![],
+                );
+            }
+            Action::ReleaseOwnership => self.release(),
+            Action::StartDrain => self.start_drain(),
+            Action::DrainAlone { child_is_dead } => self.drain_alone(child_is_dead),
+            Action::SayDraining => {
+                let waiting_for = self.shared.live.connections();
+                return self.say(&Message::Draining { waiting_for }, vec![]);
+            }
+            Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
+            Action::SendRevoke(reason) => return self.say(&Message::Revoke(reason), vec![]),
+            Action::SendAbort(reason) => return self.say(&Message::Abort(reason), vec![]),
+            Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
+            Action::Kill => self.forward(Signal::Kill),
+            Action::Failed(failure) => self.failed(failure),
+            Action::StopSelf(reason) => effects.push(Effect::StopSelf(reason)),
+            Action::Start(timer) => self.link.timers.start(timer, self.duration(timer)),
+            Action::Cancel(timer) => self.link.timers.cancel(timer),
+            Action::Ended => {
+                let effect = self.ended();
+                effects.push(effect);
+            }
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, message: &Message, fds: Vec<Arc<OwnedFd>>) -> Result<(), String> {
+        self.link.say(message, fds).map_err(|e| e.to_string())
+    }
+
+    fn duration(&self, timer: Timer) -> Duration {
+        let settings = &self.shared.settings;
+        match timer {
+            Timer::Ready => settings
+                .ready_timeout
+                .saturating_sub(self.started.elapsed()),
+            Timer::Retire => protocol::RETIRE_TIMEOUT,
+            Timer::Accept => protocol::ACCEPT_TIMEOUT,
+            Timer::Probation => settings.probation,
+            Timer::Heartbeat => protocol::HEARTBEAT,
+            Timer::Silence => protocol::SILENCE_TIMEOUT,
+            Timer::Goodbye => protocol::GOODBYE_TIMEOUT,
+            Timer::Leave => settings.drain_timeout + protocol::GOODBYE_TIMEOUT,
+            Timer::Drain => settings.drain_timeout,
+        }
+    }
+
+    fn tell_phase(&self, phase: &str) {
+        let at_us = crate::micros(self.started.elapsed());
+        tracing::info!(
+            reload = self.reload,
+            child = self.pid(),
+            at_us,
+            "reload: {phase}"
+        );
+        self.shared.news.tell(&News::Phase {
+            reload: self.reload,
+            phase: phase.to_owned(),
+            pid: Some(self.pid()),
+            at_us,
+        });
+    }
+
+    fn send_offer(&mut self, version: u16) -> Result<(), String> {
+        self.link.agree(version);
+        let shared = &self.shared;
+        let held = shared.listeners();
+        let duplicate =
+            |e: std::io::Error| format!("cannot duplicate a descriptor for the child: {e}");
+        let mut fds = Vec::with_capacity(held.len() + 4);
+        for listener in &held {
+            fds.push(Arc::new(
+                listener.as_fd().try_clone_to_owned().map_err(duplicate)?,
+            ));
+        }
+        let ownership = shared.ownership_fds().map_err(duplicate)?;
+        let has_pidfile = !ownership.is_empty();
+        fds.extend(ownership);
+        fds.push(Arc::new(
+            std::io::stderr()
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(duplicate)?,
+        ));
+        fds.push(Arc::new(process::own_pidfd().map_err(duplicate)?));
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let pidfile = shared.paths.as_ref().filter(|_| has_pidfile).map(|paths| {
+            use std::os::unix::ffi::OsStrExt;
+            paths.pidfile.as_os_str().as_bytes().to_vec()
+        });
+        let offer = Offer {
+            reload: self.reload,
+            parent: shared.identity(),
+            listeners: held.iter().map(|l| l.describe()).collect(),
+            pidfile,
+            ready_timeout_ms: millis(shared.settings.ready_timeout),
+            drain_timeout_ms: millis(shared.settings.drain_timeout),
+        };
+        self.say(&Message::Offer(offer), fds)
+    }
+
+    fn take_snapshot(&self) {
+        let sections = self.shared.sections();
+        let inbox = self.inbox_tx.clone();
+        // The parent serves meanwhile: filling a memfd with 1 GiB takes half a second.
+        tokio::task::spawn_blocking(move || {
+            let taken = Snapshot::take(&sections).map_err(|e| crate::words(&e));
+            let _ = inbox.send(Inner::Snapshot(taken));
+        });
+    }
+
+    fn retire(&self) {
+        let inbox = self.inbox_tx.clone();
+        let hook = call(self.shared.settings.hooks.retired.as_ref());
+        tokio::spawn(async move {
+            // A hook that panicked has ended, too.
+            let _ = hook.await;
+            let _ = inbox.send(Inner::Event(Event::Retired));
+        });
+    }
+
+    /// From here on the child alone is the service.
+    fn release(&self) {
+        self.shared.set_removed(self.prepared.removed.clone());
+        self.shared.release();
+    }
+
+    fn start_drain(&mut self) {
+        let shared = &self.shared;
+        let from = shared.identity();
+        let to = self.successor();
+        // It is the service now, whatever becomes of us.
+        self.child.disarm();
+        shared.live.leave();
+        self.transfer = Some(Transfer::new());
+        self.link
+            .timers
+            .start(Timer::Drain, shared.settings.drain_timeout);
+        shared.set_phase(Phase::HandingOver);
+        tracing::info!(
+            reload = self.reload,
+            generation = to.generation,
+            pid = to.pid,
+            serving_us = self.serving_us,
+            connections = shared.live.connections(),
+            "the new generation serves; draining"
+        );
+        let listeners = ListenerChanges {
+            kept: self.prepared.kept.clone(),
+            added: self.prepared.added.clone(),
+            removed: self.prepared.removed.clone(),
+        };
+        let serving_us = self.serving_us;
+        shared.news.reloaded(
+            self.reload,
+            Outcome::Confirmed {
+                from,
+                to,
+                serving_us,
+                listeners,
+            },
+        );
+    }
+
+    fn successor(&self) -> Generation {
+        Generation {
+            generation: self.shared.identity().generation + 1,
+            pid: self.pid(),
+        }
+    }
+
+    fn drain_alone(&mut self, child_is_dead: bool) {
+        tracing::error!(
+            reload = self.reload,
+            child = self.pid(),
+            "the successor is gone; finishing without one"
+        );
+        self.shared.set_phase(Phase::Finishing);
+        if let Some(transfer) = &mut self.transfer {
+            transfer.continue_alone("the successor is gone", child_is_dead);
+        }
+    }
+
+    /// The drain deadline: what is under way is cut. A second later nothing is waited for any more.
+    fn cut(&mut self) {
+        let Some(transfer) = &mut self.transfer else {
+            return;
+        };
+        if self.shared.has_upstream() {
+            // What an older generation passes on is younger than our deadline; its own is earlier.
+            self.link.timers.start(Timer::Drain, protocol::HEARTBEAT);
+        } else if *self.shared.phase.borrow() == Phase::Cut {
+            transfer.give_up();
+        } else {
+            tracing::warn!(
+                connections = self.shared.live.connections(),
+                "drain deadline: cutting what is under way"
+            );
+            transfer.abandon_unacked();
+            self.shared.set_phase(Phase::Cut);
+            self.link.timers.start(Timer::Drain, CUT_GRACE);
+        }
+    }
+
+    /// Puts everything back, and says why.
+    fn failed(&mut self, failure: Failure) {
+        let Failure {
+            phase,
+            reason,
+            undo,
+        } = failure;
+        if undo >= Undo::Retired {
+            call(self.shared.settings.hooks.revoked.as_ref());
+        }
+        if undo >= Undo::Ownership {
+            self.shared.publish();
+        }
+        if undo >= Undo::Accepting {
+            self.shared.set_phase(Phase::Serving);
+        }
+        let stderr = self
+            .capture
+            .take()
+            .map(|capture| capture.finish().lines)
+            .unwrap_or_default();
+        tracing::error!(
+            reload = self.reload,
+            child = self.pid(),
+            phase,
+            reason,
+            "reload failed; this generation serves on"
+        );
+        self.shared.news.reloaded(
+            self.reload,
+            Outcome::Failed {
+                phase: phase.to_owned(),
+                reason,
+                stderr,
+            },
+        );
+    }
+
+    fn ended(&mut self) -> Effect {
+        let report = self.transfer.is_some().then(|| {
+            let connections = self.shared.live.counts();
+            let at_us = crate::micros(self.started.elapsed());
+            self.shared
+                .news
+                .drained(self.reload, at_us, connections.clone());
+            Report {
+                connections,
+                successor: Some(self.successor()),
+            }
+        });
+        Effect::Ended(report)
+    }
+
+    /// Writes the last words before the process ends.
+    pub(crate) async fn flush(&mut self) {
+        self.link.flush(FLUSH_PATIENCE).await;
+    }
+}
+
+/// Reads the child's stderr. Cancel safe.
+async fn pump(capture: &mut Option<Capture>) -> Infallible {
+    match capture {
+        Some(capture) => capture.pump().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Moves what the application gives up from its queue to the transfer. Cancel safe.
+async fn receive(
+    pass: &mut Option<mpsc::Receiver<PassRequest>>,
+    transfer: &mut Option<Transfer>,
+    room: usize,
+) {
+    match (pass, transfer) {
+        (Some(pass), Some(transfer)) => transfer.receive(pass, room).await,
+        _ => std::future::pending().await,
+    }
+}

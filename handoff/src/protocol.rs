@@ -1,0 +1,64 @@
+//! Parent and child as pure state machines: `(state, event) -> (state, actions)`.
+//!
+//! Nothing here does I/O, reads a clock or holds a descriptor: what a message carries is the
+//! drivers' business, when it may be said is decided here. That is what makes it
+//! possible to walk through every interleaving of two processes that may die, stop and
+//! continue at any point (see `enumeration`).
+//!
+//! Three rules bind the drivers, and the machines rely on them:
+//!
+//! 1. messages that are queued are delivered before a death, the end of the channel or a
+//!    timer is: after SIGCONT every timer has expired, and the answer may be lying there;
+//! 2. a death is reported when the pidfd says so, never because of the channel;
+//! 3. actions are carried out in order, and completely, before the next event.
+
+pub(crate) mod child;
+pub(crate) mod drain;
+#[cfg(test)]
+mod enumeration;
+pub(crate) mod parent;
+
+use std::time::Duration;
+
+/// By how much each of the child's deadlines exceeds the parent's: the parent, which
+/// decides, must be the one that gives up first.
+pub(crate) const CHILD_MARGIN: Duration = Duration::from_secs(5);
+
+/// How long the child may take from `Commit` to `Accepting`: it only puts names and
+/// descriptors in place, so that a slower one is frozen or broken.
+pub(crate) const ACCEPT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the `retired` hook may take: meanwhile nobody does what only one generation may do.
+pub(crate) const RETIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a child that was told to go may take before it is killed.
+pub(crate) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How often the parent asks for the child's health in probation, and says that it drains.
+pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// How long either side may be silent after the commit before it counts as frozen.
+pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a machine wants to be woken for. One of each kind runs at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    /// Parent: start to `Ready`. Child: `Hello` to `Commit`.
+    Ready,
+    /// Parent: the `retired` hook.
+    Retire,
+    /// Parent: `Commit` to `Accepting`.
+    Accept,
+    /// Parent: how long the child is on probation. Child: until it hears of the end of it.
+    Probation,
+    /// Parent: when to ask, or to say that it drains.
+    Heartbeat,
+    /// Either: the other has not said a word.
+    Silence,
+    /// Parent: the child was told to go, and has nothing to finish.
+    Goodbye,
+    /// Parent: the child was told to go, and finishes what it has accepted.
+    Leave,
+    /// Parent: after `Confirm`, until what is still under way is cut. The driver's own.
+    Drain,
+}

@@ -1,0 +1,513 @@
+//! The parent's side of one reload, from the start of the child to its own `Bye`.
+//!
+//! Failure rules: whatever fails before `Confirm` ends in [`Action::Failed`], and only after the
+//! child's death has been seen: a deadline alone decides nothing once `Commit` is out, because
+//! a frozen child may thaw. Until `Confirm` the parent holds all that it needs to serve.
+
+use super::Timer;
+
+/// Where the reload is.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum State {
+    /// The child runs; its `Hello` is awaited.
+    Joining,
+    /// It has the offer; its `Prepared` is awaited.
+    Booting,
+    /// The snapshot of the state is being taken.
+    Snapshotting,
+    /// The child has the state; its `Ready` is awaited.
+    Restoring,
+    /// The `retired` hook runs.
+    Retiring,
+    /// `Commit` is out; `Accepting` is awaited. Both processes accept.
+    Committing,
+    /// The child serves; the parent has paused.
+    Probation,
+    /// The child was revoked: it returns what it has.
+    Revoking(Failure),
+    /// The child was killed or told to go; its death is awaited.
+    Dying(Failure),
+    /// The child is final; the parent finishes what it has begun. `false`: it has died.
+    Draining { child_lives: bool },
+    /// An operator stops parent and child; the child's end is awaited.
+    Stopping,
+    /// Nothing more happens.
+    Ended,
+}
+
+/// Why a reload failed, and how far it had come.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Failure {
+    pub(crate) phase: &'static str,
+    pub(crate) reason: String,
+    /// What must be undone.
+    pub(crate) undo: Undo,
+}
+
+/// How much of the old order must be restored before the parent is as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Undo {
+    /// The child had done nothing that shows.
+    Nothing,
+    /// The `retired` hook was called: `revoked` is due.
+    Retired,
+    /// The child may have put its name into the pidfile.
+    Ownership,
+    /// The parent had stopped accepting.
+    Accepting,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Event {
+    /// `Hello`, with the version that both speak or the words in which there is none.
+    Hello(Result<u16, String>),
+    /// `Prepared`.
+    Prepared,
+    /// The snapshot is in its memfd, or could not be taken.
+    Snapshot(Result<(), String>),
+    /// `Ready`.
+    Ready,
+    /// The `retired` hook has returned.
+    Retired,
+    /// `Accepting`.
+    Accepting,
+    /// `Health`: `None` when well.
+    Health(Option<String>),
+    /// `Refuse`: the child cannot go on.
+    Refused(String),
+    /// `Stop` from the child: an operator stopped it.
+    Stopped(String),
+    /// `Bye` from a revoked child.
+    Returned,
+    /// The child broke the protocol, or closed its channel and lives.
+    Broken(String),
+    /// The child is dead and all that it said has been heard.
+    Died(String),
+    /// A timer ran out.
+    Timer(Timer),
+    /// An operator stops this process.
+    Stop(String),
+    /// An operator ends the probation.
+    ConfirmNow,
+    /// An operator takes the reload back.
+    Rollback,
+    /// After `Confirm`: all is finished, passed or cut, and acknowledged.
+    Drained,
+}
+
+/// What the driver must do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    /// Name the phase to whoever watches.
+    Phase(&'static str),
+    SendOffer {
+        version: u16,
+    },
+    TakeSnapshot,
+    SendState,
+    /// Call the `retired` hook; answer with [`Event::Retired`].
+    Retire,
+    SendCommit,
+    /// The listeners of this process are paused; nothing is closed.
+    PauseAccepting,
+    AskHealth,
+    SendConfirm,
+    /// Give up listeners, lock, pidfile and control socket: they are the child's alone.
+    ReleaseOwnership,
+    /// Begin to hand over and finish; answer with [`Event::Drained`].
+    StartDrain,
+    /// There is nobody to hand over to any more. What was not acknowledged comes back if the child is
+    /// dead; a living one may serve it, so that nobody else does.
+    DrainAlone {
+        child_is_dead: bool,
+    },
+    SayDraining,
+    SendBye,
+    SendRevoke(String),
+    SendAbort(String),
+    SendStop(String),
+    /// SIGKILL by pidfd.
+    Kill,
+    /// Undo, then tell whoever watches that the old generation serves on.
+    Failed(Failure),
+    /// Stop this process: the child heard it first.
+    StopSelf(String),
+    Start(Timer),
+    Cancel(Timer),
+    /// The reload is over for this process.
+    Ended,
+}
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Parent {
+    state: State,
+    /// Whether the child is watched for a while before it is final.
+    probation: bool,
+}
+
+impl Parent {
+    /// The child has been started.
+    pub(crate) fn new(probation: bool) -> (Self, Vec<Action>) {
+        let parent = Self {
+            state: State::Joining,
+            probation,
+        };
+        (
+            parent,
+            vec![Action::Phase("joining"), Action::Start(Timer::Ready)],
+        )
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The word for the state in messages to people.
+    pub(crate) fn phase(&self) -> &'static str {
+        match self.state {
+            State::Joining => "joining",
+            State::Booting => "booting",
+            State::Snapshotting | State::Restoring => "restoring",
+            State::Retiring | State::Committing => "committing",
+            State::Probation => "probation",
+            State::Revoking(_) | State::Dying(_) => "failing",
+            State::Draining { .. } => "draining",
+            State::Stopping => "stopping",
+            State::Ended => "ended",
+        }
+    }
+
+    /// Whether the child is final.
+    pub(crate) fn is_confirmed(&self) -> bool {
+        matches!(self.state, State::Draining { .. })
+    }
+
+    /// One step.
+    pub(crate) fn on(&mut self, event: Event) -> Vec<Action> {
+        match (&self.state, event) {
+            (State::Ended, _) => vec![],
+            (_, Event::Stop(reason)) => self.stop(reason),
+            (_, Event::Died(how)) => self.died(how),
+            (State::Draining { child_lives }, event) => self.draining(*child_lives, event),
+            (State::Dying(failure), event) => {
+                let failure = failure.clone();
+                self.dying(failure, event)
+            }
+            (State::Stopping, Event::Timer(Timer::Goodbye | Timer::Leave)) => vec![Action::Kill],
+            (State::Stopping, _) => vec![],
+            (State::Revoking(failure), event) => {
+                let failure = failure.clone();
+                self.revoking(failure, event)
+            }
+            (_, Event::Stopped(reason)) => self.stopped_by_child(reason),
+            (_, Event::Refused(reason)) => self.fail(reason, Some("told")),
+            (_, Event::Broken(reason)) => self.fail(reason, None),
+            (State::Probation, event) => self.probation(event),
+            (_, event) => self.before_accepting(event),
+        }
+    }
+
+    /// The happy path up to `Accepting`, and its deadlines.
+    fn before_accepting(&mut self, event: Event) -> Vec<Action> {
+        match (&self.state, event) {
+            (State::Joining, Event::Hello(Ok(version))) => self.enter(
+                State::Booting,
+                vec![Action::SendOffer { version }, Action::Phase("booting")],
+            ),
+            (State::Joining, Event::Hello(Err(reason))) => self.fail(reason, Some("told")),
+            (State::Booting, Event::Prepared) => self.enter(
+                State::Snapshotting,
+                vec![Action::Phase("restoring"), Action::TakeSnapshot],
+            ),
+            (State::Snapshotting, Event::Snapshot(Ok(()))) => {
+                self.enter(State::Restoring, vec![Action::SendState])
+            }
+            (State::Snapshotting, Event::Snapshot(Err(reason))) => self.fail(reason, Some("told")),
+            (State::Restoring, Event::Ready) => self.enter(
+                State::Retiring,
+                vec![
+                    Action::Cancel(Timer::Ready),
+                    Action::Phase("committing"),
+                    Action::Start(Timer::Retire),
+                    Action::Retire,
+                ],
+            ),
+            (State::Retiring, Event::Retired) => self.enter(
+                State::Committing,
+                vec![
+                    Action::Cancel(Timer::Retire),
+                    Action::SendCommit,
+                    Action::Start(Timer::Accept),
+                ],
+            ),
+            (State::Committing, Event::Accepting) => self.accepting(),
+            (_, Event::Timer(Timer::Ready)) => {
+                let reason = match self.state {
+                    State::Joining => "the child did not say Hello in time: is it this program?",
+                    State::Booting => "the child was not prepared in time",
+                    State::Snapshotting => "the state was not written in time",
+                    _ => "the child was not ready in time",
+                };
+                self.fail(reason.to_owned(), None)
+            }
+            (State::Retiring, Event::Timer(Timer::Retire)) => self.fail(
+                "the `retired` hook of the old generation did not return in time".to_owned(),
+                Some("told"),
+            ),
+            (State::Committing, Event::Timer(Timer::Accept)) => self.fail(
+                "the child did not accept in time after the commit".to_owned(),
+                None,
+            ),
+            // Timers that were cancelled while they ran out, and a hook that returned late.
+            (
+                _,
+                Event::Timer(_)
+                | Event::Retired
+                | Event::Snapshot(_)
+                | Event::ConfirmNow
+                | Event::Rollback,
+            ) => vec![],
+            (_, event) => {
+                let reason = format!("the child said {event:?} while {}", self.phase());
+                self.fail(reason, None)
+            }
+        }
+    }
+
+    fn accepting(&mut self) -> Vec<Action> {
+        let mut actions = vec![Action::Cancel(Timer::Accept), Action::PauseAccepting];
+        if self.probation {
+            self.state = State::Probation;
+            actions.extend([
+                Action::Phase("probation"),
+                Action::Start(Timer::Probation),
+                Action::AskHealth,
+                Action::Start(Timer::Heartbeat),
+                Action::Start(Timer::Silence),
+            ]);
+        } else {
+            actions.extend(self.confirm());
+        }
+        actions
+    }
+
+    fn probation(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Health(None) => vec![Action::Start(Timer::Silence)],
+            Event::Health(Some(ill)) => self.revoke(format!("the child is not healthy: {ill}")),
+            Event::Timer(Timer::Heartbeat) => {
+                vec![Action::AskHealth, Action::Start(Timer::Heartbeat)]
+            }
+            Event::Timer(Timer::Silence) => {
+                self.fail("the child did not answer during probation".to_owned(), None)
+            }
+            Event::Rollback => self.revoke("rolled back by an operator".to_owned()),
+            Event::Timer(Timer::Probation) | Event::ConfirmNow => {
+                let mut actions = vec![
+                    Action::Cancel(Timer::Probation),
+                    Action::Cancel(Timer::Heartbeat),
+                    Action::Cancel(Timer::Silence),
+                ];
+                actions.extend(self.confirm());
+                actions
+            }
+            Event::Timer(_) | Event::Retired | Event::Snapshot(_) => vec![],
+            event => self.fail(format!("the child said {event:?} in probation"), None),
+        }
+    }
+
+    fn confirm(&mut self) -> Vec<Action> {
+        self.state = State::Draining { child_lives: true };
+        vec![
+            Action::SendConfirm,
+            Action::ReleaseOwnership,
+            Action::Phase("draining"),
+            Action::StartDrain,
+            Action::Start(Timer::Heartbeat),
+        ]
+    }
+
+    fn draining(&mut self, child_lives: bool, event: Event) -> Vec<Action> {
+        match event {
+            Event::Drained => {
+                self.state = State::Ended;
+                let mut actions = vec![Action::Cancel(Timer::Heartbeat)];
+                if child_lives {
+                    actions.push(Action::SendBye);
+                }
+                actions.push(Action::Ended);
+                actions
+            }
+            Event::Timer(Timer::Heartbeat) if child_lives => {
+                vec![Action::SayDraining, Action::Start(Timer::Heartbeat)]
+            }
+            // The child cannot be killed any more, it is the service: only the channel is given up.
+            Event::Broken(_) if child_lives => self.drain_alone(false),
+            // The operator stopped the service. What is on its way to the child is still the child's
+            // to acknowledge; the rest ends here.
+            Event::Stopped(reason) => vec![Action::StopSelf(reason)],
+            _ => vec![],
+        }
+    }
+
+    fn drain_alone(&mut self, child_is_dead: bool) -> Vec<Action> {
+        self.state = State::Draining { child_lives: false };
+        vec![
+            Action::Cancel(Timer::Heartbeat),
+            Action::DrainAlone { child_is_dead },
+        ]
+    }
+
+    fn revoke(&mut self, reason: String) -> Vec<Action> {
+        let failure = Failure {
+            phase: "probation",
+            reason: reason.clone(),
+            undo: Undo::Accepting,
+        };
+        self.enter(
+            State::Revoking(failure),
+            vec![
+                Action::Cancel(Timer::Probation),
+                Action::Cancel(Timer::Heartbeat),
+                Action::Cancel(Timer::Silence),
+                Action::SendRevoke(reason),
+                Action::Start(Timer::Goodbye),
+            ],
+        )
+    }
+
+    /// The child returns what it has, then says `Bye` and ends.
+    fn revoking(&mut self, failure: Failure, event: Event) -> Vec<Action> {
+        match event {
+            Event::Timer(Timer::Goodbye) | Event::Broken(_) => {
+                self.enter(State::Dying(failure), vec![Action::Kill])
+            }
+            Event::Stopped(reason) => self.stopped_by_child(reason),
+            _ => vec![],
+        }
+    }
+
+    /// Waits for the child's death; nothing that it says counts any more.
+    fn dying(&mut self, failure: Failure, event: Event) -> Vec<Action> {
+        match event {
+            Event::Timer(Timer::Goodbye) => self.enter(State::Dying(failure), vec![Action::Kill]),
+            Event::Stopped(reason) => self.stopped_by_child(reason),
+            _ => vec![],
+        }
+    }
+
+    fn died(&mut self, how: String) -> Vec<Action> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Draining { child_lives: true } => self.drain_alone(true),
+            State::Draining { child_lives: false } => {
+                self.state = State::Draining { child_lives: false };
+                vec![]
+            }
+            State::Stopping => vec![
+                Action::Cancel(Timer::Goodbye),
+                Action::Cancel(Timer::Leave),
+                Action::Ended,
+            ],
+            State::Dying(failure) | State::Revoking(failure) => {
+                vec![
+                    Action::Cancel(Timer::Goodbye),
+                    Action::Failed(failure),
+                    Action::Ended,
+                ]
+            }
+            state => {
+                self.state = state;
+                let failure = self.failure(format!("the child {how}"));
+                let mut actions = self.cancel_all();
+                self.state = State::Ended;
+                actions.extend([Action::Failed(failure), Action::Ended]);
+                actions
+            }
+        }
+    }
+
+    /// The reload has failed: the child is told, if there is something that it does not know, or
+    /// killed; either way its death comes first.
+    fn fail(&mut self, reason: String, told: Option<&str>) -> Vec<Action> {
+        let failure = self.failure(reason.clone());
+        let mut actions = self.cancel_all();
+        // Once `Commit` is out a word is not enough: a child that has read it accepts.
+        let killed = told.is_none() || failure.undo >= Undo::Ownership;
+        if killed {
+            actions.push(Action::Kill);
+        } else {
+            actions.extend([Action::SendAbort(reason), Action::Start(Timer::Goodbye)]);
+        }
+        self.state = State::Dying(failure);
+        actions
+    }
+
+    fn failure(&self, reason: String) -> Failure {
+        let undo = match self.state {
+            State::Retiring => Undo::Retired,
+            State::Committing => Undo::Ownership,
+            State::Probation => Undo::Accepting,
+            _ => Undo::Nothing,
+        };
+        Failure {
+            phase: self.phase(),
+            reason,
+            undo,
+        }
+    }
+
+    fn stop(&mut self, reason: String) -> Vec<Action> {
+        match self.state {
+            // A draining process that is stopped ends alone: its successor is the service now.
+            State::Draining { .. } => vec![Action::StopSelf(reason)],
+            State::Stopping => vec![],
+            _ => {
+                let mut actions = self.stopping();
+                actions.extend([Action::SendStop(reason.clone()), Action::StopSelf(reason)]);
+                actions
+            }
+        }
+    }
+
+    fn stopped_by_child(&mut self, reason: String) -> Vec<Action> {
+        let mut actions = self.stopping();
+        actions.push(Action::StopSelf(reason));
+        actions
+    }
+
+    fn stopping(&mut self) -> Vec<Action> {
+        let mut actions = self.cancel_all();
+        let accepts = matches!(
+            self.state,
+            State::Committing | State::Probation | State::Revoking(_)
+        );
+        actions.push(Action::Start(if accepts {
+            Timer::Leave
+        } else {
+            Timer::Goodbye
+        }));
+        self.state = State::Stopping;
+        actions
+    }
+
+    fn cancel_all(&self) -> Vec<Action> {
+        let timers: &[Timer] = match self.state {
+            State::Joining | State::Booting | State::Snapshotting | State::Restoring => {
+                &[Timer::Ready]
+            }
+            State::Retiring => &[Timer::Retire],
+            State::Committing => &[Timer::Accept],
+            State::Probation => &[Timer::Probation, Timer::Heartbeat, Timer::Silence],
+            State::Revoking(_) | State::Dying(_) => &[Timer::Goodbye],
+            _ => &[],
+        };
+        timers.iter().map(|t| Action::Cancel(*t)).collect()
+    }
+
+    fn enter(&mut self, state: State, actions: Vec<Action>) -> Vec<Action> {
+        self.state = state;
+        actions
+    }
+}

@@ -1,0 +1,144 @@
+//! What an application holds while it serves.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::{
+    acceptor::Acceptor,
+    connections::Connection,
+    control::message::Generation,
+    listeners::Address,
+    live::ConnectionGuard,
+    shared::{Adopted, NotMoved, PassRequest, Phase, Report, Shared},
+};
+
+/// A process that serves. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    shared: Arc<Shared>,
+    adopted: Arc<Mutex<Option<mpsc::UnboundedReceiver<Adopted>>>>,
+}
+
+impl Serving {
+    pub(crate) fn new(shared: Arc<Shared>, adopted: mpsc::UnboundedReceiver<Adopted>) -> Self {
+        Self {
+            shared,
+            adopted: Arc::new(Mutex::new(Some(adopted))),
+        }
+    }
+
+    /// This process: its generation and pid.
+    #[must_use]
+    pub fn identity(&self) -> Generation {
+        self.shared.identity()
+    }
+
+    /// What the named listener is bound to.
+    #[must_use]
+    pub fn address(&self, listener: &str) -> Option<Address> {
+        self.shared
+            .listeners()
+            .iter()
+            .find(|l| l.name() == listener)
+            .map(|l| l.address().clone())
+    }
+
+    /// The names of the listeners, in the order in which they were asked for.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<String> {
+        self.shared
+            .listeners()
+            .iter()
+            .map(|l| l.name().to_owned())
+            .collect()
+    }
+
+    /// Accepts on the named listener.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such listener; those of dup(2) and epoll.
+    pub fn acceptor(&self, listener: &str) -> io::Result<Acceptor> {
+        let listeners = self.shared.listeners();
+        let found = listeners.iter().find(|l| l.name() == listener);
+        let found = found.ok_or_else(|| {
+            io::Error::new(
+                io::ErrorKind::NotFound,
+                format!("no listener is named `{listener}`"),
+            )
+        })?;
+        Acceptor::new(self.shared.clone(), found)
+    }
+
+    /// What this process wants of its connections, from now on.
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
+    /// The connections that older generations pass on, also while this one is draining itself. To be
+    /// taken once; a second call gives `None`.
+    #[must_use]
+    pub fn adopted(&self) -> Option<mpsc::UnboundedReceiver<Adopted>> {
+        self.adopted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    /// Something that the drain waits for like for a connection.
+    pub fn guard(&self) -> ConnectionGuard {
+        self.shared.live.connection()
+    }
+
+    /// Moves a connection at rest to the successor. To be called in [`Phase::HandingOver`]; returns when
+    /// the successor owns it.
+    ///
+    /// # Errors
+    /// [`NotMoved`], with the connection if it is still this process's to serve.
+    pub async fn hand_over(
+        &self,
+        connection: Connection,
+        guard: ConnectionGuard,
+    ) -> Result<(), NotMoved> {
+        let (answer, moved) = oneshot::channel();
+        let request = PassRequest {
+            connection,
+            guard,
+            answer,
+        };
+        if let Err(mpsc::error::SendError(request)) = self.shared.pass.send(request).await {
+            let connection = Some((request.connection, request.guard));
+            return Err(NotMoved {
+                connection,
+                reason: "there is no successor".to_owned(),
+            });
+        }
+        // The sender is dropped without a word when the connection has moved.
+        match moved.await {
+            Ok(not_moved) => Err(not_moved),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// What `status` says of the application.
+    pub fn report_status(&self, report: impl Fn() -> serde_json::Value + Send + Sync + 'static) {
+        let _ = self.shared.application.set(Arc::new(report));
+    }
+
+    /// Returns when this process has nothing more to do: it was replaced or stopped, and its connections
+    /// have been passed on, finished or cut.
+    ///
+    /// # Errors
+    /// In words, if it ended without having served to the end: it was revoked.
+    pub async fn finished(&self) -> Result<Report, String> {
+        let mut ended = self.shared.ended.subscribe();
+        match ended.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or_else(|| Ok(Report::default())),
+            Err(_) => Ok(Report::default()),
+        }
+    }
+}

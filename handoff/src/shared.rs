@@ -1,0 +1,460 @@
+//! What all parts of one process share: its identity, what it owns, and what it tells the application.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    future::Future,
+    os::fd::{AsFd, OwnedFd},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::AbortHandle,
+    time::Instant,
+};
+
+use crate::{
+    connections::Connection,
+    control::{self, Incoming, message::Generation},
+    listeners::Listener,
+    live::{ConnectionGuard, Live},
+    news::News,
+    pidfile::{Lock, Paths, Pidfile},
+    process::Program,
+    state::{Deltas, Section},
+};
+
+/// What a process wants of its connections and acceptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Not serving yet.
+    Starting,
+    /// Accept and serve.
+    Serving,
+    /// A successor is on probation: do not accept, serve what is there.
+    Paused,
+    /// The successor is final: give connections up as they come to rest, finish the others.
+    HandingOver,
+    /// There is no successor to give them to, but there is time: answer, then close.
+    Finishing,
+    /// An operator stops the service: finish what is under way, close what rests.
+    Stopping,
+    /// The deadline: end every connection now.
+    Cut,
+}
+
+impl Phase {
+    /// Whether this process will accept no more connections.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        matches!(
+            self,
+            Self::HandingOver | Self::Finishing | Self::Stopping | Self::Cut
+        )
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Serving => "serving",
+            Self::Paused => "paused",
+            Self::HandingOver | Self::Finishing => "draining",
+            Self::Stopping | Self::Cut => "stopping",
+        }
+    }
+}
+
+pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type Hook = Arc<dyn Fn() -> BoxFuture + Send + Sync>;
+pub(crate) type StatusReport = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+
+/// What the application does at the turns of a succession.
+#[derive(Clone, Default)]
+pub(crate) struct Hooks {
+    pub(crate) committed: Option<Hook>,
+    pub(crate) retired: Option<Hook>,
+    pub(crate) revoked: Option<Hook>,
+    pub(crate) cold_start: Option<Hook>,
+}
+
+impl fmt::Debug for Hooks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hooks")
+    }
+}
+
+/// Calls a hook in a task of its own, which a panic in it does not leave.
+pub(crate) fn call(hook: Option<&Hook>) -> tokio::task::JoinHandle<()> {
+    let hook = hook.cloned();
+    tokio::spawn(async move {
+        if let Some(hook) = hook {
+            hook().await;
+        }
+    })
+}
+
+/// What was asked for when the process was built.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) build: String,
+    pub(crate) ready_timeout: Duration,
+    pub(crate) drain_timeout: Duration,
+    /// Zero: the child is final as soon as it accepts.
+    pub(crate) probation: Duration,
+    /// Whether this process takes over from a parent that crashes.
+    pub(crate) promote: bool,
+    pub(crate) hooks: Hooks,
+    pub(crate) kinds: HashSet<String>,
+}
+
+/// A connection that the application gives up.
+#[derive(Debug)]
+pub(crate) struct PassRequest {
+    pub(crate) connection: Connection,
+    pub(crate) guard: ConnectionGuard,
+    pub(crate) answer: oneshot::Sender<NotMoved>,
+}
+
+/// A connection that did not move.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct NotMoved {
+    /// The connection, to be served on; `None` if it is not known whether the
+    /// successor serves it: then nobody else may.
+    pub connection: Option<(Connection, ConnectionGuard)>,
+    /// Why.
+    pub reason: String,
+}
+
+/// A connection that moved here.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Adopted {
+    /// What arrived.
+    pub connection: Connection,
+    /// To be kept as long as the connection lives.
+    pub guard: ConnectionGuard,
+}
+
+/// How the process ended its part.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// What became of its connections after it had ceased to accept.
+    pub connections: control::message::ConnectionCounts,
+    /// Who serves now; `None` if the service was stopped.
+    pub successor: Option<Generation>,
+}
+
+/// Descriptors and names that only the process that serves may have.
+#[derive(Debug, Default)]
+struct Owned {
+    listeners: Vec<Arc<Listener>>,
+    lock: Option<Lock>,
+    control: Option<Arc<control::Server>>,
+    control_task: Option<AbortHandle>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) program: Program,
+    pub(crate) paths: Option<Paths>,
+    pub(crate) live: Arc<Live>,
+    pub(crate) news: News,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// `Some` once the process has nothing more to do; `Err` with the reason if it never served.
+    pub(crate) ended: watch::Sender<Option<Result<Report, String>>>,
+    pub(crate) adopted: mpsc::UnboundedSender<Adopted>,
+    pub(crate) pass: mpsc::Sender<PassRequest>,
+    /// The last reload's id.
+    pub(crate) reload: AtomicU64,
+    pub(crate) application: OnceLock<StatusReport>,
+    /// An older generation still drains into this one.
+    upstream: AtomicBool,
+    identity: OnceLock<Generation>,
+    serving_since: OnceLock<Instant>,
+    incoming: mpsc::Sender<Incoming>,
+    removed: OnceLock<Vec<String>>,
+    sections: Mutex<Vec<Arc<dyn Section>>>,
+    owned: Mutex<Owned>,
+}
+
+/// The receiving ends that belong to [`Shared`].
+pub(crate) struct Receivers {
+    pub(crate) adopted: mpsc::UnboundedReceiver<Adopted>,
+    pub(crate) pass: mpsc::Receiver<PassRequest>,
+    pub(crate) incoming: mpsc::Receiver<Incoming>,
+}
+
+/// How many connections may wait to be packed into a batch: two batches' worth.
+const PASS_QUEUE: usize = 512;
+
+impl Shared {
+    pub(crate) fn new(
+        settings: Settings,
+        program: Program,
+        paths: Option<Paths>,
+    ) -> (Arc<Self>, Receivers) {
+        let (adopted, adopted_rx) = mpsc::unbounded_channel();
+        let (pass, pass_rx) = mpsc::channel(PASS_QUEUE);
+        let (incoming, incoming_rx) = mpsc::channel(control::MAX_CLIENTS);
+        let shared = Self {
+            settings,
+            program,
+            paths,
+            live: Arc::default(),
+            news: News::default(),
+            phase: watch::Sender::new(Phase::Starting),
+            ended: watch::Sender::new(None),
+            adopted,
+            pass,
+            reload: AtomicU64::new(0),
+            application: OnceLock::new(),
+            upstream: AtomicBool::new(false),
+            identity: OnceLock::new(),
+            serving_since: OnceLock::new(),
+            incoming,
+            removed: OnceLock::new(),
+            sections: Mutex::default(),
+            owned: Mutex::default(),
+        };
+        (
+            Arc::new(shared),
+            Receivers {
+                adopted: adopted_rx,
+                pass: pass_rx,
+                incoming: incoming_rx,
+            },
+        )
+    }
+
+    fn owned(&self) -> MutexGuard<'_, Owned> {
+        self.owned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who this process is; before it knows, a generation of 0.
+    pub(crate) fn identity(&self) -> Generation {
+        self.identity.get().copied().unwrap_or(Generation {
+            generation: 0,
+            pid: std::process::id(),
+        })
+    }
+
+    pub(crate) fn set_generation(&self, generation: u64) {
+        let _ = self.identity.set(Generation {
+            generation,
+            pid: std::process::id(),
+        });
+    }
+
+    pub(crate) fn has_upstream(&self) -> bool {
+        self.upstream.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_upstream(&self, lives: bool) {
+        self.upstream.store(lives, Ordering::Release);
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.send_if_modified(|now| {
+            // The deadline is the last word.
+            let changes = *now != phase && *now != Phase::Cut;
+            if changes {
+                *now = phase;
+            }
+            changes
+        });
+    }
+
+    pub(crate) fn end(&self, result: Result<Report, String>) {
+        self.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(result);
+            }
+            first
+        });
+    }
+
+    pub(crate) fn serving_for(&self) -> Duration {
+        self.serving_since
+            .get()
+            .map_or(Duration::ZERO, Instant::elapsed)
+    }
+
+    // Listeners, lock, control socket.
+
+    pub(crate) fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.owned().listeners.clone()
+    }
+
+    pub(crate) fn set_listeners(&self, listeners: Vec<Arc<Listener>>) {
+        self.owned().listeners = listeners;
+    }
+
+    /// What is bound to be closed once its queue is empty, by name.
+    pub(crate) fn is_removed(&self, name: &str) -> bool {
+        self.removed
+            .get()
+            .is_some_and(|removed| removed.iter().any(|r| r == name))
+    }
+
+    pub(crate) fn set_removed(&self, removed: Vec<String>) {
+        let _ = self.removed.set(removed);
+    }
+
+    pub(crate) fn set_lock(&self, lock: Lock) {
+        self.owned().lock = Some(lock);
+    }
+
+    pub(crate) fn set_control(&self, server: control::Server) {
+        self.owned().control = Some(Arc::new(server));
+    }
+
+    /// Duplicates of the lock and the control listener, for the offer.
+    pub(crate) fn ownership_fds(&self) -> std::io::Result<Vec<Arc<OwnedFd>>> {
+        let owned = self.owned();
+        let mut fds = Vec::new();
+        if let (Some(lock), Some(control)) = (&owned.lock, &owned.control) {
+            fds.push(Arc::new(lock.as_fd().try_clone_to_owned()?));
+            fds.push(Arc::new(control.listener().try_clone_to_owned()?));
+        }
+        Ok(fds)
+    }
+
+    /// Puts this process's pid into the pidfile and answers on the control socket. A pidfile that cannot
+    /// be written is reported and does not end a service that runs.
+    pub(crate) fn publish(&self) {
+        if let Some(paths) = &self.paths
+            && let Err(error) = Pidfile::write(&paths.pidfile, self.identity().pid)
+        {
+            tracing::error!(%error, "the pidfile does not name this process: `kill` by it will not work");
+        }
+        self.resume_control();
+        let _ = self.serving_since.set(Instant::now());
+    }
+
+    pub(crate) fn resume_control(&self) {
+        let mut owned = self.owned();
+        let Some(server) = owned.control.clone() else {
+            return;
+        };
+        let incoming = self.incoming.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = server.run(incoming).await {
+                tracing::error!(%error, "the control socket is closed: `reload`, `stop` and `status` will not work");
+            }
+        });
+        if let Some(old) = owned.control_task.replace(task.abort_handle()) {
+            old.abort();
+        }
+    }
+
+    pub(crate) fn pause_control(&self) {
+        if let Some(task) = self.owned().control_task.take() {
+            task.abort();
+        }
+    }
+
+    /// Everything that names the service is the successor's alone: this process's copies are closed.
+    pub(crate) fn release(&self) {
+        self.pause_control();
+        let mut owned = self.owned();
+        owned.lock = None;
+        owned.listeners.retain(|l| self.is_removed(l.name()));
+    }
+
+    /// Removes what names a service that ends: paths first, the lock last, so that nobody who starts
+    /// meanwhile has his files removed.
+    pub(crate) fn retract(&self) {
+        self.pause_control();
+        let mut owned = self.owned();
+        for listener in &owned.listeners {
+            if let Err(error) = listener.unlink() {
+                tracing::warn!(listener = listener.name(), %error, "cannot remove the socket's path");
+            }
+        }
+        owned.listeners.clear();
+        if owned.lock.is_none() {
+            return;
+        }
+        if let Some(paths) = &self.paths {
+            if let Err(error) = Pidfile::remove(&paths.pidfile, self.identity().pid) {
+                tracing::warn!(%error, "cannot remove the pidfile");
+            }
+            let _ = std::fs::remove_file(&paths.socket);
+        }
+        owned.lock = None;
+    }
+
+    /// Removes the paths of listeners that this process has bound and will not serve.
+    pub(crate) fn retract_added(&self, added: &[String]) {
+        for listener in self
+            .owned()
+            .listeners
+            .iter()
+            .filter(|l| added.iter().any(|a| a == l.name()))
+        {
+            if let Err(error) = listener.unlink() {
+                tracing::warn!(listener = listener.name(), %error, "cannot remove the socket's path");
+            }
+        }
+    }
+
+    /// Closes a removed listener whose queue is empty, and its path.
+    pub(crate) fn forget_listener(&self, name: &str) {
+        let mut owned = self.owned();
+        owned.listeners.retain(|listener| {
+            if listener.name() == name
+                && let Err(error) = listener.unlink()
+            {
+                tracing::warn!(listener = name, %error, "cannot remove the socket's path");
+            }
+            listener.name() != name
+        });
+    }
+
+    /// Gives clients of the control socket what is queued for them.
+    pub(crate) async fn flush_control(&self) {
+        let server = self.owned().control.clone();
+        if let Some(server) = server {
+            server.flush(Duration::from_secs(1)).await;
+        }
+    }
+
+    // State.
+
+    pub(crate) fn add_section(&self, section: Arc<dyn Section>) {
+        self.sections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(section);
+    }
+
+    pub(crate) fn sections(&self) -> Vec<Arc<dyn Section>> {
+        self.sections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// What changed since the snapshot or the last call.
+    pub(crate) fn deltas(&self) -> Deltas {
+        Deltas::collect(&self.sections())
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("identity", &self.identity())
+            .finish_non_exhaustive()
+    }
+}

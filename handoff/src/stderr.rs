@@ -1,0 +1,511 @@
+//! The child's stderr until the commit: a pipe that the parent reads.
+//!
+//! Whoever asked for a reload that failed wants to see what the child said, and the log wants
+//! it all. So each byte is passed through to the parent's own stderr, each line is reported as it
+//! comes, and the last lines are kept.
+//!
+//! The contract:
+//! - **Reading never blocks**, neither on the child nor on where the bytes go: a log pipe that
+//!   is full costs lines (counted), never the parent's service. One thread a process does all
+//!   writing; it alone may get stuck.
+//! - **The end of the pipe means nothing.** A grandchild may keep it open for ever: what there
+//!   is to know comes from the child's pidfd, and [`Capture::finish`] takes what is there by then.
+//! - **What is kept is bounded**: [`MAX_LINES`] lines of [`MAX_LINE_BYTES`].
+//! - The child's end stays blocking: a program may not expect `EAGAIN` from its stderr.
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
+
+use tokio::net::unix::pipe::Receiver;
+
+/// How many of the last lines are kept: a panic with its backtrace.
+pub(crate) const MAX_LINES: usize = 50;
+
+/// How much of one line is kept, in bytes. With [`MAX_LINES`] the whole fits into one message
+/// of the control socket.
+pub(crate) const MAX_LINE_BYTES: usize = 1024;
+
+/// How many chunks may wait for the thread that writes them: 4 MiB at the most.
+const MAX_CHUNKS: usize = 256;
+
+/// What is read at a time, in bytes.
+const CHUNK_BYTES: usize = 16 << 10;
+
+/// How much is read at the end, in bytes: the largest pipe of an unprivileged user. A
+/// grandchild that writes without end cannot hold us up.
+const MAX_FINISH_BYTES: usize = 1 << 20;
+
+/// Where the bytes go: a thread that writes them, fed without ever blocking.
+#[derive(Clone, Debug)]
+pub(crate) struct PassThrough {
+    chunks: SyncSender<Box<[u8]>>,
+    lost: Arc<AtomicU64>,
+}
+
+impl PassThrough {
+    /// To this process's stderr. All calls share one thread, so that one that is stuck there
+    /// stays the only one.
+    ///
+    /// # Errors
+    /// That the thread cannot be started.
+    pub(crate) fn stderr() -> io::Result<Self> {
+        static SHARED: OnceLock<PassThrough> = OnceLock::new();
+        if let Some(shared) = SHARED.get() {
+            return Ok(shared.clone());
+        }
+        // Of two that come here at once one starts a thread in vain, which ends by itself.
+        let started = Self::start(|| Unlocked)?;
+        Ok(SHARED.get_or_init(|| started).clone())
+    }
+
+    /// To any file or pipe, by a thread of its own that ends with the last clone.
+    ///
+    /// # Errors
+    /// That the thread cannot be started.
+    #[cfg(test)]
+    pub(crate) fn to(file: impl Into<OwnedFd>) -> io::Result<Self> {
+        let file = Arc::new(File::from(file.into()));
+        Self::start(move || Arc::clone(&file))
+    }
+
+    /// `open` is called for each chunk: nothing is locked in between.
+    fn start<W: Write>(open: impl Fn() -> W + Send + 'static) -> io::Result<Self> {
+        let (chunks, received) = sync_channel::<Box<[u8]>>(MAX_CHUNKS);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counter = Arc::clone(&lost);
+        let write = move || {
+            for chunk in received {
+                // A reader that has gone is no reason to end: another may take its place.
+                if open().write_all(&chunk).is_err() {
+                    counter.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("child-stderr".to_owned())
+            .spawn(write)?;
+        Ok(Self { chunks, lost })
+    }
+
+    /// Hands over a copy of `bytes`, or counts them as lost.
+    fn write(&self, bytes: &[u8]) {
+        match self.chunks.try_send(bytes.into()) {
+            Ok(()) => {}
+            Err(TrySendError::Full(lost) | TrySendError::Disconnected(lost)) => {
+                self.lost.fetch_add(lost.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// How many bytes were not written, because the reader was slow or gone.
+    #[must_use]
+    pub(crate) fn lost_bytes(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// Our stderr without std's lock: whoever is stuck in a write would hold it, and with it every
+/// thread that has a line to log.
+struct Unlocked;
+
+impl Write for Unlocked {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(rustix::io::write(io::stderr(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Cuts bytes into lines, and keeps the last ones.
+struct Lines {
+    on_line: Box<dyn FnMut(&str) + Send>,
+    /// The line that has not ended yet, as far as it is kept.
+    open: Vec<u8>,
+    /// How much of it was cut off, in bytes.
+    cut: usize,
+    kept: VecDeque<String>,
+    dropped: u64,
+}
+
+impl Lines {
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+            self.extend(&bytes[..end]);
+            self.end_line();
+            bytes = &bytes[end + 1..];
+        }
+        self.extend(bytes);
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let kept = bytes.len().min(MAX_LINE_BYTES - self.open.len());
+        self.open.extend_from_slice(&bytes[..kept]);
+        self.cut += bytes.len() - kept;
+    }
+
+    fn end_line(&mut self) {
+        let bytes = self.open.strip_suffix(b"\r").unwrap_or(&self.open);
+        let mut line = String::from_utf8_lossy(bytes).into_owned();
+        if self.cut > 0 {
+            line.push_str(&format!(" [{} bytes cut]", self.cut));
+        }
+        self.open.clear();
+        self.cut = 0;
+        (self.on_line)(&line);
+        if self.kept.len() == MAX_LINES {
+            self.kept.pop_front();
+            self.dropped += 1;
+        }
+        self.kept.push_back(line);
+    }
+
+    /// A last line without an end is a line too.
+    fn finish(&mut self) {
+        if !self.open.is_empty() {
+            self.end_line();
+        }
+    }
+}
+
+/// What the child said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Captured {
+    /// The last lines, oldest first, without their ends; not-UTF-8 replaced.
+    pub(crate) lines: Vec<String>,
+    /// How many came before them.
+    pub(crate) dropped: u64,
+}
+
+/// The reading end of a child's stderr.
+pub(crate) struct Capture {
+    receiver: Receiver,
+    sink: PassThrough,
+    /// What the sink, which outlives us, had lost before.
+    lost_before: u64,
+    lines: Lines,
+    ended: bool,
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture")
+            .field("receiver", &self.receiver)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Capture {
+    /// A pipe whose writing end becomes the child's stderr. Each byte goes to `sink`; each line
+    /// to `on_line`, which must not block.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// Those of pipe(2).
+    pub(crate) fn new(
+        sink: PassThrough,
+        on_line: impl FnMut(&str) + Send + 'static,
+    ) -> io::Result<(Self, OwnedFd)> {
+        // Both ends CLOEXEC; each an open file description of its own, so that making ours
+        // non-blocking leaves the child's as it is.
+        let (reader, writer) = io::pipe()?;
+        let lines = Lines {
+            on_line: Box::new(on_line),
+            open: Vec::new(),
+            cut: 0,
+            kept: VecDeque::new(),
+            dropped: 0,
+        };
+        let receiver = Receiver::from_owned_fd(reader.into())?;
+        let capture = Self {
+            receiver,
+            lost_before: sink.lost_bytes(),
+            sink,
+            lines,
+            ended: false,
+        };
+        Ok((capture, writer.into()))
+    }
+
+    /// Reads and passes on, for ever: an arm of a `select!` that never wins. Nothing is lost
+    /// when it is dropped and called again.
+    pub(crate) async fn pump(&mut self) -> Infallible {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while !self.ended {
+            let read = match self.receiver.readable().await {
+                Ok(()) => self.receiver.try_read(&mut buffer),
+                Err(error) => Err(error),
+            };
+            match read {
+                Err(error) if is_temporary(&error) => {}
+                Ok(0) | Err(_) => self.ended = true,
+                Ok(read) => self.take(&buffer[..read]),
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// Reads what is in the pipe now, and no more: for when the child has ended or has changed
+    /// to the real stderr. Never waits.
+    #[must_use]
+    pub(crate) fn finish(mut self) -> Captured {
+        if let Err(error) = self.drain() {
+            tracing::warn!(%error, "cannot read the rest of the child's stderr");
+        }
+        self.lines.finish();
+        let lost = self.sink.lost_bytes() - self.lost_before;
+        if lost > 0 {
+            tracing::warn!(
+                bytes = lost,
+                "our stderr was too slow for the child's, or closed"
+            );
+        }
+        Captured {
+            lines: self.lines.kept.into(),
+            dropped: self.lines.dropped,
+        }
+    }
+
+    /// By a descriptor of its own: tokio would say `WouldBlock` until its driver has heard
+    /// of the last bytes.
+    fn drain(&mut self) -> io::Result<()> {
+        let mut reader = File::from(dup(&self.receiver)?);
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut total = 0;
+        while !self.ended && total < MAX_FINISH_BYTES {
+            match reader.read(&mut buffer) {
+                Ok(0) => self.ended = true,
+                Ok(read) => {
+                    self.take(&buffer[..read]);
+                    total += read;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        self.sink.write(bytes);
+        self.lines.push(bytes);
+    }
+}
+
+fn dup(fd: &impl std::os::fd::AsFd) -> io::Result<OwnedFd> {
+    fd.as_fd().try_clone_to_owned()
+}
+
+fn is_temporary(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// Far more than anything here takes: a test that reaches it has failed.
+    const LONG: Duration = Duration::from_secs(20);
+
+    struct Setup {
+        capture: Capture,
+        child: File,
+        passed: io::PipeReader,
+        lines: tokio::sync::mpsc::UnboundedReceiver<String>,
+    }
+
+    fn setup() -> Setup {
+        let (passed, sink) = io::pipe().expect("pipe");
+        let sink = PassThrough::to(sink).expect("thread");
+        let (sender, lines) = tokio::sync::mpsc::unbounded_channel();
+        let on_line = move |line: &str| drop(sender.send(line.to_owned()));
+        let (capture, child) = Capture::new(sink, on_line).expect("capture");
+        Setup {
+            capture,
+            child: child.into(),
+            passed,
+            lines,
+        }
+    }
+
+    /// Pumps until `done`.
+    async fn pump_until<T>(capture: &mut Capture, done: impl Future<Output = T>) -> T {
+        let either = async {
+            tokio::select! {
+                never = capture.pump() => match never {},
+                done = done => done,
+            }
+        };
+        timeout(LONG, either).await.expect("in time")
+    }
+
+    fn captured(lines: &[&str]) -> Captured {
+        let lines = lines.iter().map(|line| (*line).to_owned()).collect();
+        Captured { lines, dropped: 0 }
+    }
+
+    #[tokio::test]
+    async fn lines_are_reported_as_they_come_and_bytes_passed_through() {
+        let mut s = setup();
+        s.child.write_all(b"one\ntw").expect("write");
+        assert_eq!(
+            pump_until(&mut s.capture, s.lines.recv())
+                .await
+                .expect("line"),
+            "one"
+        );
+        s.child.write_all(b"o\r\n\xffthree").expect("write");
+        assert_eq!(
+            pump_until(&mut s.capture, s.lines.recv())
+                .await
+                .expect("line"),
+            "two"
+        );
+        drop(s.child);
+        assert_eq!(
+            s.capture.finish(),
+            captured(&["one", "two", "\u{fffd}three"])
+        );
+        let mut passed = Vec::new();
+        s.passed.read_to_end(&mut passed).expect("read");
+        assert_eq!(passed, b"one\ntwo\r\n\xffthree");
+    }
+
+    #[tokio::test]
+    async fn what_was_never_pumped_is_there_at_the_end() {
+        let mut s = setup();
+        s.child
+            .write_all(b"thread 'main' panicked\n")
+            .expect("write");
+        drop(s.child);
+        assert_eq!(s.capture.finish(), captured(&["thread 'main' panicked"]));
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_keeps_the_pipe_does_not_hold_us_up() {
+        let mut s = setup();
+        let _grandchild = s.child.try_clone().expect("dup");
+        s.child.write_all(b"last words").expect("write");
+        drop(s.child);
+        assert_eq!(s.capture.finish(), captured(&["last words"]));
+    }
+
+    #[tokio::test]
+    async fn a_grandchild_that_writes_without_end_does_not_either() {
+        let s = setup();
+        let mut grandchild = s.child;
+        let writer =
+            std::thread::spawn(move || while grandchild.write_all(&[b'\n'; 4096]).is_ok() {});
+        let captured = s.capture.finish();
+        writer.join().expect("ends with our end of the pipe");
+        assert!(captured.lines.len() <= MAX_LINES);
+    }
+
+    #[tokio::test]
+    async fn the_end_of_the_pipe_is_quiet() {
+        let mut s = setup();
+        drop(s.child);
+        let (sender, ended) = tokio::sync::oneshot::channel();
+        // The pump reaches the end, stays pending, and does not spin: the task gets its turn.
+        tokio::spawn(async { sender.send(()) });
+        pump_until(&mut s.capture, ended).await.expect("sent");
+        assert_eq!(s.capture.finish(), Captured::default());
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_nobody_reads_costs_bytes_and_not_the_service() {
+        let mut s = setup();
+        let total = 64 * 1024 + (MAX_CHUNKS + 100) * CHUNK_BYTES;
+        let sink = s.capture.sink.clone();
+        let mut child = s.child;
+        let writer = tokio::task::spawn_blocking(move || {
+            let line = [&[b'x'; 1023][..], b"\n"].concat();
+            (0..total / line.len()).try_for_each(|_| child.write_all(&line))
+        });
+        let written = pump_until(&mut s.capture, writer).await;
+        written
+            .expect("joined")
+            .expect("the child is never blocked for good");
+        let captured = s.capture.finish();
+        assert_eq!(captured.lines.len(), MAX_LINES);
+        assert_eq!(captured.dropped as usize, total / 1024 - MAX_LINES);
+        assert!(sink.lost_bytes() > 0, "counted");
+    }
+
+    #[tokio::test]
+    async fn a_sink_whose_reader_has_gone_is_survived() {
+        let mut s = setup();
+        drop(s.passed);
+        s.child.write_all(b"hello\n").expect("write");
+        assert_eq!(
+            pump_until(&mut s.capture, s.lines.recv())
+                .await
+                .expect("line"),
+            "hello"
+        );
+        assert_eq!(s.capture.finish(), captured(&["hello"]));
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let mut s = setup();
+        s.child
+            .write_all(&[b'x'; MAX_LINE_BYTES + 10])
+            .expect("write");
+        s.child.write_all(b"\n").expect("write");
+        let lines: String = (0..MAX_LINES).map(|n| format!("{n}\n")).collect();
+        s.child.write_all(lines.as_bytes()).expect("write");
+        let long = pump_until(&mut s.capture, s.lines.recv())
+            .await
+            .expect("line");
+        assert!(long.ends_with("x [10 bytes cut]"), "{long}");
+        assert_eq!(long.len(), MAX_LINE_BYTES + " [10 bytes cut]".len());
+        let captured = s.capture.finish();
+        assert_eq!(captured.dropped, 1);
+        assert_eq!(captured.lines.len(), MAX_LINES);
+        assert_eq!(
+            (captured.lines[0].as_str(), captured.lines[49].as_str()),
+            ("0", "49")
+        );
+    }
+
+    #[tokio::test]
+    async fn the_ends_of_the_pipe_are_cloexec_and_the_childs_is_blocking() {
+        let s = setup();
+        for flags in [
+            rustix::io::fcntl_getfd(&s.child),
+            rustix::io::fcntl_getfd(&s.capture.receiver),
+        ] {
+            assert!(flags.expect("flags").contains(rustix::io::FdFlags::CLOEXEC));
+        }
+        let flags = rustix::fs::fcntl_getfl(&s.child).expect("flags");
+        assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
+
+    #[test]
+    fn all_captures_share_one_thread_for_stderr() {
+        let (a, b) = (
+            PassThrough::stderr().expect("first"),
+            PassThrough::stderr().expect("second"),
+        );
+        assert!(Arc::ptr_eq(&a.lost, &b.lost));
+    }
+}

@@ -1,0 +1,657 @@
+//! The one task that decides: it listens to the parent, to the child, to signals and to the control socket,
+//! and to nothing else at the same time, so that no two of them can race.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    child::{self, ChildDriver},
+    control::{
+        Event as News, Incoming, Outcome, Reply, Request,
+        message::{DrainingStatus, ListenerStatus, ReloadStatus, Status},
+    },
+    parent::{self, ParentDriver},
+    process::Signal,
+    protocol::{child::Event as ChildEvent, parent::Event as ParentEvent},
+    shared::{PassRequest, Phase, Receivers, Report, Shared, call},
+    signals::{self, Signals},
+    wire::Prepared,
+};
+
+/// How long the application may take to let go of its connections once they are cut.
+const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// What the application says while it starts.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// It has its listeners, and has bound what is new.
+    Prepared(Result<Prepared, String>),
+    /// It has its state and is well: serve when allowed.
+    Ready(Result<(), String>, oneshot::Sender<()>),
+}
+
+/// A child that is being started.
+type Starting = JoinHandle<Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>>;
+
+/// The graceful end of this process without a successor.
+#[derive(Debug)]
+struct Ending {
+    deadline: Instant,
+}
+
+/// See the module.
+pub(crate) struct Succession {
+    shared: Arc<Shared>,
+    signals: Signals,
+    commands: mpsc::UnboundedReceiver<Command>,
+    incoming: mpsc::Receiver<Incoming>,
+    pass: Option<mpsc::Receiver<PassRequest>>,
+    upstream: Option<ChildDriver>,
+    downstream: Option<ParentDriver>,
+    starting: Option<(u64, Instant, Starting)>,
+    /// A reload was asked for by a signal while it could not be: it follows.
+    latched: bool,
+    ending: Option<Ending>,
+    serving: Option<oneshot::Sender<()>>,
+    /// How it ends, once that is decided.
+    result: Option<Result<Report, String>>,
+}
+
+enum Woken {
+    Upstream(ChildEvent),
+    Downstream(ParentEvent),
+    Started(Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>),
+    Signal(signals::Request),
+    Asked(Incoming),
+    Command(Command),
+    Deadline,
+    Idle,
+    /// The application has dropped its handle without having served.
+    Abandoned,
+}
+
+impl Succession {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        signals: Signals,
+        commands: mpsc::UnboundedReceiver<Command>,
+        receivers: (mpsc::Receiver<Incoming>, mpsc::Receiver<PassRequest>),
+        upstream: Option<ChildDriver>,
+    ) -> Self {
+        let (incoming, pass) = receivers;
+        Self {
+            shared,
+            signals,
+            commands,
+            incoming,
+            pass: Some(pass),
+            upstream,
+            downstream: None,
+            starting: None,
+            latched: false,
+            ending: None,
+            serving: None,
+            result: None,
+        }
+    }
+
+    /// Runs until this process has nothing more to do.
+    pub(crate) async fn run(mut self) {
+        let result = loop {
+            let woken = self.next().await;
+            if let Some(result) = self.handle(woken) {
+                break result;
+            }
+        };
+        self.end(result).await;
+    }
+
+    async fn next(&mut self) -> Woken {
+        tokio::select! {
+            biased;
+            event = next_of(&mut self.upstream) => Woken::Upstream(event),
+            event = next_of_child(&mut self.downstream) => Woken::Downstream(event),
+            started = started(&mut self.starting) => Woken::Started(started),
+            signal = self.signals.next() => Woken::Signal(signal),
+            command = self.commands.recv(), if *self.shared.phase.borrow() == Phase::Starting => {
+                command.map_or(Woken::Abandoned, Woken::Command)
+            }
+            Some(asked) = self.incoming.recv() => Woken::Asked(asked),
+            () = deadline(self.ending.as_ref()) => Woken::Deadline,
+            () = self.shared.live.changed(), if self.ending.is_some() => Woken::Idle,
+        }
+    }
+
+    /// `Some` when the process has nothing more to do.
+    fn handle(&mut self, woken: Woken) -> Option<Result<Report, String>> {
+        match woken {
+            Woken::Upstream(event) => {
+                let effects = self
+                    .upstream
+                    .as_mut()
+                    .map(|up| up.handle(event))
+                    .unwrap_or_default();
+                if let Some(reason) = self.upstream_effects(effects) {
+                    return Some(Err(reason));
+                }
+            }
+            Woken::Downstream(event) => {
+                let effects = self
+                    .downstream
+                    .as_mut()
+                    .map(|down| down.handle(event))
+                    .unwrap_or_default();
+                if let Some(report) = self.downstream_effects(effects) {
+                    return Some(Ok(report));
+                }
+            }
+            Woken::Started(result) => self.started(result),
+            Woken::Signal(request) => self.signalled(request),
+            Woken::Asked(incoming) => self.asked(incoming),
+            Woken::Command(command) => {
+                if let Some(reason) = self.command(command) {
+                    return Some(Err(reason));
+                }
+            }
+            Woken::Deadline => self.deadline(),
+            Woken::Idle => {}
+            Woken::Abandoned => {
+                let gave_up =
+                    Command::Prepared(Err("the application gave up its start".to_owned()));
+                if let Some(reason) = self.command(gave_up) {
+                    return Some(Err(reason));
+                }
+            }
+        }
+        self.finished_stopping()
+    }
+
+    // The parent.
+
+    fn upstream_effects(&mut self, effects: Vec<child::Effect>) -> Option<String> {
+        for effect in effects {
+            match effect {
+                child::Effect::Serving => self.tell_serving(),
+                child::Effect::StopSelf(reason) => self.begin_stop(&reason),
+                child::Effect::ParentGone => {
+                    self.upstream = None;
+                    self.reload_if_latched();
+                }
+                child::Effect::Exit(reason) => return Some(reason),
+            }
+        }
+        // A reload that was latched during probation can begin now.
+        self.reload_if_latched();
+        None
+    }
+
+    fn tell_serving(&mut self) {
+        if let Some(serving) = self.serving.take() {
+            let _ = serving.send(());
+        }
+    }
+
+    // The application.
+
+    fn command(&mut self, command: Command) -> Option<String> {
+        match (command, &mut self.upstream) {
+            (Command::Prepared(result), Some(upstream)) => {
+                let event = result.map(|prepared| upstream.prepared = prepared);
+                let effects = upstream.handle(ChildEvent::Prepared(event));
+                self.upstream_effects(effects)
+            }
+            (Command::Ready(result, serving), Some(upstream)) => {
+                self.serving = Some(serving);
+                let effects = upstream.handle(ChildEvent::Restored(result));
+                self.upstream_effects(effects)
+            }
+            (Command::Prepared(result), None) => result.err(),
+            (Command::Ready(Err(reason), _), None) => Some(reason),
+            (Command::Ready(Ok(()), serving), None) => {
+                self.serving = Some(serving);
+                self.serve_first();
+                None
+            }
+        }
+    }
+
+    /// The first generation: there is nobody to wait for.
+    fn serve_first(&mut self) {
+        self.shared.publish();
+        self.shared.set_phase(Phase::Serving);
+        call(self.shared.settings.hooks.committed.as_ref());
+        self.tell_serving();
+        self.reload_if_latched();
+    }
+
+    // The child.
+
+    /// Why a reload cannot begin now; `None` if it can.
+    fn busy(&self) -> Option<String> {
+        if self.ending.is_some() {
+            return Some("the service is stopping".to_owned());
+        }
+        if let Some((reload, since, _)) = &self.starting {
+            return Some(format!(
+                "reload {reload}: the child is being started, {}",
+                seconds(since.elapsed())
+            ));
+        }
+        if let Some(down) = &self.downstream {
+            let (reload, pid) = (down.reload(), down.pid());
+            if down.is_confirmed() {
+                return Some(format!(
+                    "reload {reload}: child {pid} serves already; this generation is draining"
+                ));
+            }
+            return Some(format!(
+                "reload {reload}: child {pid} is {}, {}",
+                down.phase(),
+                seconds(down.elapsed())
+            ));
+        }
+        self.upstream.as_ref().and_then(ChildDriver::blocks_reload)
+    }
+
+    fn begin_reload(&mut self, why: &str) -> u64 {
+        let reload = self.shared.reload.fetch_add(1, Ordering::AcqRel) + 1;
+        let started = Instant::now();
+        tracing::info!(
+            reload,
+            why,
+            generation = self.shared.identity().generation,
+            "reload: starting"
+        );
+        self.shared.news.tell(&News::Phase {
+            reload,
+            phase: "starting".to_owned(),
+            pid: None,
+            at_us: 0,
+        });
+        let shared = self.shared.clone();
+        let pass = self.pass.take();
+        let runtime = tokio::runtime::Handle::current();
+        let task = tokio::spawn(async move {
+            let spawn = {
+                let shared = shared.clone();
+                tokio::task::spawn_blocking(move || ParentDriver::spawn(&shared, reload, &runtime))
+            };
+            match (spawn.await, pass) {
+                (Ok(Ok(parts)), Some(pass)) => {
+                    ParentDriver::new(shared, reload, started, parts, pass)
+                        .map_err(|(reason, pass)| (reason, Some(pass)))
+                }
+                (Ok(Err(reason)), pass) => Err((reason, pass)),
+                (Err(panic), pass) => Err((format!("starting the child failed: {panic}"), pass)),
+                (_, None) => Err((
+                    "this generation has passed its connections on already".to_owned(),
+                    None,
+                )),
+            }
+        });
+        self.starting = Some((reload, started, task));
+        reload
+    }
+
+    fn started(
+        &mut self,
+        result: Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>,
+    ) {
+        let Some((reload, ..)) = self.starting.take() else {
+            return;
+        };
+        match result {
+            Ok(driver) => {
+                self.downstream = Some(driver);
+                // A stop that came meanwhile is said now.
+                if self.ending.is_some() {
+                    let event = ParentEvent::Stop("the service is stopping".to_owned());
+                    let effects = self
+                        .downstream
+                        .as_mut()
+                        .map(|down| down.handle(event))
+                        .unwrap_or_default();
+                    self.downstream_effects(effects);
+                }
+            }
+            Err((reason, pass)) => {
+                self.pass = pass;
+                tracing::error!(reload, reason, "reload failed; this generation serves on");
+                let outcome = Outcome::Failed {
+                    phase: "starting".to_owned(),
+                    reason,
+                    stderr: vec![],
+                };
+                self.shared.news.reloaded(reload, outcome);
+                self.reload_if_latched();
+            }
+        }
+    }
+
+    fn downstream_effects(&mut self, effects: Vec<parent::Effect>) -> Option<Report> {
+        for effect in effects {
+            match effect {
+                parent::Effect::StopSelf(reason) => self.begin_stop(&reason),
+                parent::Effect::Ended(Some(report)) => return Some(report),
+                parent::Effect::Ended(None) => {
+                    if let Some(mut driver) = self.downstream.take() {
+                        self.pass = driver.take_pass();
+                    }
+                    self.reload_if_latched();
+                }
+            }
+        }
+        None
+    }
+
+    fn reload_if_latched(&mut self) {
+        if self.latched && *self.shared.phase.borrow() == Phase::Serving && self.busy().is_none() {
+            self.latched = false;
+            self.begin_reload("a signal that came during the last reload");
+        }
+    }
+
+    // Those who ask.
+
+    fn signalled(&mut self, request: signals::Request) {
+        match request {
+            signals::Request::Reload(name) => match (&self.downstream, self.busy()) {
+                (Some(down), _) if down.is_confirmed() => down.forward(Signal::Usr2),
+                (_, Some(why)) => {
+                    tracing::info!(why, "{name}: one further reload will follow");
+                    self.latched = true;
+                }
+                (_, None) if *self.shared.phase.borrow() == Phase::Serving => {
+                    self.begin_reload(name);
+                }
+                (_, None) => self.latched = true,
+            },
+            signals::Request::Stop(_) if self.ending.is_some() => {
+                tracing::warn!("a second request to stop: stopping at once");
+                self.cut();
+            }
+            signals::Request::Stop(name) => self.stop(name),
+            signals::Request::Quit => {
+                self.stop("SIGQUIT");
+                self.cut();
+            }
+        }
+    }
+
+    fn asked(&mut self, incoming: Incoming) {
+        let Incoming { request, reply, .. } = incoming;
+        match request {
+            Request::Status => {
+                reply.send(&News::Status(Box::new(self.status())));
+            }
+            Request::Reload => match self.busy() {
+                Some(reason) => {
+                    reply.send(&News::Refused { reason });
+                }
+                None => {
+                    let next = self.shared.reload.load(Ordering::Acquire) + 1;
+                    self.shared.news.watch(next, reply);
+                    self.begin_reload("control socket");
+                }
+            },
+            Request::Outcome { reload } => self.outcome(reload, reply),
+            Request::Stop => {
+                reply.send(&News::Stopping {
+                    process: self.shared.identity(),
+                });
+                // The client's end of the socket is closed by our end.
+                self.shared.news.subscribe(reply);
+                self.stop("control socket");
+            }
+            Request::Events => self.shared.news.subscribe(reply),
+        }
+    }
+
+    fn outcome(&mut self, reload: u64, reply: Reply) {
+        let under_way = self
+            .starting
+            .as_ref()
+            .map(|(id, ..)| *id)
+            .or(self.downstream.as_ref().map(ParentDriver::reload));
+        // This process's own reload, while it is on probation: its end is not known yet.
+        let own = self
+            .upstream
+            .as_ref()
+            .is_some_and(|up| up.blocks_reload().is_some())
+            && self.shared.reload.load(Ordering::Acquire) == reload;
+        if self.shared.news.answer(reload, reply.clone()) {
+            return;
+        }
+        if under_way == Some(reload) || own {
+            self.shared.news.watch(reload, reply);
+        } else {
+            reply.send(&News::Refused {
+                reason: format!("no reload {reload} is known here"),
+            });
+        }
+    }
+
+    fn status(&self) -> Status {
+        let shared = &self.shared;
+        let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let reload = match (&self.starting, &self.downstream) {
+            (Some((reload, since, _)), _) => Some(ReloadStatus {
+                reload: *reload,
+                phase: "starting".to_owned(),
+                pid: None,
+                elapsed_ms: millis(since.elapsed()),
+            }),
+            (None, Some(down)) => Some(ReloadStatus {
+                reload: down.reload(),
+                phase: down.phase().to_owned(),
+                pid: Some(down.pid()),
+                elapsed_ms: millis(down.elapsed()),
+            }),
+            (None, None) => None,
+        };
+        let draining = self
+            .upstream
+            .iter()
+            .filter(|up| up.is_confirmed())
+            .filter_map(|up| {
+                Some(DrainingStatus {
+                    process: up.parent()?,
+                    waiting_for: up.waiting_for,
+                })
+            });
+        Status {
+            process: shared.identity(),
+            build: shared.settings.build.clone(),
+            phase: shared.phase.borrow().name().to_owned(),
+            serving_for_ms: millis(shared.serving_for()),
+            listeners: shared
+                .listeners()
+                .iter()
+                .map(|l| ListenerStatus {
+                    name: l.name().to_owned(),
+                    address: l.address().to_string(),
+                    backlog: l.backlog(),
+                })
+                .collect(),
+            reload,
+            last_reload: shared.news.last(),
+            draining: draining.collect(),
+            application: shared
+                .application
+                .get()
+                .map_or(serde_json::Value::Null, |report| report()),
+        }
+    }
+
+    // The end.
+
+    /// An operator's word. It is said to parent and child before anything else.
+    fn stop(&mut self, why: &str) {
+        let reason = format!("stopped by an operator ({why})");
+        if let Some(up) = &mut self.upstream {
+            let effects = up.handle(ChildEvent::Stop(reason.clone()));
+            if let Some(reason) = self.upstream_effects(effects) {
+                self.result = Some(Err(reason));
+            }
+        }
+        if let Some(down) = &mut self.downstream {
+            let effects = down.handle(ParentEvent::Stop(reason.clone()));
+            self.downstream_effects(effects);
+        }
+        self.begin_stop(&reason);
+    }
+
+    fn begin_stop(&mut self, reason: &str) {
+        if self.ending.is_some() {
+            return;
+        }
+        self.latched = false;
+        let connections = self.shared.live.connections();
+        tracing::info!(
+            reason,
+            connections,
+            generation = self.shared.identity().generation,
+            "stopping"
+        );
+        self.shared.live.leave();
+        self.ending = Some(Ending {
+            deadline: Instant::now() + self.shared.settings.drain_timeout,
+        });
+        if *self.shared.phase.borrow() == Phase::Starting {
+            self.result.get_or_insert(Err(reason.to_owned()));
+        }
+        self.shared.set_phase(Phase::Stopping);
+    }
+
+    fn deadline(&mut self) {
+        if *self.shared.phase.borrow() == Phase::Cut {
+            self.result = Some(Ok(self.report()));
+        } else {
+            tracing::warn!(
+                connections = self.shared.live.connections(),
+                "drain deadline: cutting what is under way"
+            );
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        self.shared.set_phase(Phase::Cut);
+        if let Some(ending) = &mut self.ending {
+            ending.deadline = Instant::now() + CUT_GRACE;
+        }
+    }
+
+    fn report(&self) -> Report {
+        Report {
+            connections: self.shared.live.counts(),
+            successor: None,
+        }
+    }
+
+    /// Whether a stop has come to its end: nothing lives here, and the child has gone.
+    fn finished_stopping(&mut self) -> Option<Result<Report, String>> {
+        if self.result.is_some() {
+            return self.result.take();
+        }
+        self.ending.as_ref()?;
+        // With a successor, the driver's own drain comes to its end and says `Bye`.
+        let child_gone = self.starting.is_none() && self.downstream.is_none();
+        (child_gone && self.shared.live.is_none()).then(|| Ok(self.report()))
+    }
+
+    async fn end(mut self, result: Result<Report, String>) {
+        let handed_over = matches!(&result, Ok(report) if report.successor.is_some());
+        if let Some(up) = &mut self.upstream {
+            up.flush().await;
+        }
+        if let Some(down) = &mut self.downstream {
+            down.flush().await;
+        }
+        if !handed_over {
+            self.retract();
+        }
+        self.shared.flush_control().await;
+        if let Ok(report) = &result {
+            let counts = &report.connections;
+            tracing::info!(
+                moved = counts.moved,
+                drained = counts.drained,
+                cut = counts.cut,
+                "finished"
+            );
+        }
+        self.shared.end(result);
+    }
+
+    /// Removes what names the service, as far as it is this process's.
+    fn retract(&self) {
+        if self
+            .downstream
+            .as_ref()
+            .is_some_and(ParentDriver::is_confirmed)
+        {
+            return;
+        }
+        match &self.upstream {
+            // Its parent is the service, or ends with it; only what this process has bound is its own.
+            Some(up) if !up.is_confirmed() => self.shared.retract_added(&up.prepared.added),
+            _ => self.shared.retract(),
+        }
+    }
+}
+
+fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+async fn next_of(upstream: &mut Option<ChildDriver>) -> ChildEvent {
+    match upstream {
+        Some(upstream) => upstream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn next_of_child(downstream: &mut Option<ParentDriver>) -> ParentEvent {
+    match downstream {
+        Some(downstream) => downstream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn started(
+    starting: &mut Option<(u64, Instant, Starting)>,
+) -> Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)> {
+    match starting {
+        Some((.., task)) => match task.await {
+            Ok(result) => result,
+            Err(error) => Err((format!("starting the child failed: {error}"), None)),
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn deadline(ending: Option<&Ending>) {
+    match ending {
+        Some(ending) => sleep_until(ending.deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Splits off what the application reads.
+pub(crate) fn split(
+    receivers: Receivers,
+) -> (
+    mpsc::UnboundedReceiver<crate::shared::Adopted>,
+    (mpsc::Receiver<Incoming>, mpsc::Receiver<PassRequest>),
+) {
+    (receivers.adopted, (receivers.incoming, receivers.pass))
+}

@@ -1,0 +1,258 @@
+//! The parent's half of moving connections: what waits, what is on its way, what came back.
+//!
+//! A connection that has been sent is inert. It becomes the child's with the ack; it comes back
+//! if the child refused it by name or died without an ack; and it is dropped, served by nobody, if at
+//! the deadline a living child has not said which.
+
+use std::collections::VecDeque;
+
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    changes,
+    connections::{self, Sent},
+    link::Link,
+    live::ConnectionGuard,
+    protocol::drain::Ledger,
+    shared::{NotMoved, PassRequest, Shared},
+    wire::{BatchAck, MAX_FDS, Message},
+};
+
+type Answer = oneshot::Sender<NotMoved>;
+
+#[derive(Debug)]
+enum Item {
+    Rest,
+    Batch(Vec<Moving>),
+}
+
+#[derive(Debug)]
+struct Moving {
+    sent: Sent,
+    guard: ConnectionGuard,
+    answer: Answer,
+}
+
+impl Moving {
+    fn new(request: PassRequest) -> Self {
+        Self {
+            sent: Sent::new(request.connection),
+            guard: request.guard,
+            answer: request.answer,
+        }
+    }
+
+    /// Nobody owns it but us.
+    fn come_back(self, reason: String) {
+        match self.sent.take_back() {
+            Ok(connection) => {
+                let _ = self.answer.send(NotMoved {
+                    connection: Some((connection, self.guard)),
+                    reason,
+                });
+            }
+            Err(error) => {
+                self.guard
+                    .cut("a connection that came back without a descriptor");
+                let _ = self.answer.send(NotMoved {
+                    connection: None,
+                    reason: error.to_string(),
+                });
+            }
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    ledger: Ledger<Item>,
+    waiting: VecDeque<PassRequest>,
+    /// Why nothing can be sent any more.
+    alone: Option<String>,
+    /// The application was given its time to let go.
+    gave_up: bool,
+}
+
+impl Transfer {
+    pub(crate) fn new() -> Self {
+        Self {
+            ledger: Ledger::new(),
+            waiting: VecDeque::new(),
+            alone: None,
+            gave_up: false,
+        }
+    }
+
+    /// How many connections may be taken from the queue now.
+    pub(crate) fn room(&self) -> usize {
+        if self.alone.is_some() || self.ledger.has_room() {
+            MAX_FDS.saturating_sub(self.waiting.len())
+        } else {
+            0
+        }
+    }
+
+    /// Takes what the application gives up. Cancel safe.
+    pub(crate) async fn receive(&mut self, pass: &mut mpsc::Receiver<PassRequest>, room: usize) {
+        let mut requests = Vec::new();
+        if pass.recv_many(&mut requests, room).await == 0 {
+            std::future::pending::<()>().await;
+        }
+        self.waiting.extend(requests);
+    }
+
+    /// Sends what waits, as far as the window allows; or returns it.
+    pub(crate) fn send_waiting(&mut self, shared: &Shared, link: &mut Link) -> Result<(), String> {
+        if let Some(reason) = self.alone.clone() {
+            for request in self.waiting.drain(..) {
+                Moving::new(request).come_back(reason.clone());
+            }
+        }
+        while !self.waiting.is_empty() && self.ledger.has_room() {
+            self.send_rest(shared, link)?;
+            self.send_batch(link)?;
+        }
+        Ok(())
+    }
+
+    /// The state that changed: it goes before every connection whose requests it covers. Says
+    /// whether there was any.
+    fn send_rest(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
+        let deltas = shared.deltas();
+        if deltas.is_empty() {
+            return Ok(false);
+        }
+        match changes::pack(deltas) {
+            Ok((changes, fds)) => {
+                let rest = crate::wire::Rest {
+                    number: self.ledger.next_number(),
+                    changes,
+                };
+                self.ledger.sent(Item::Rest);
+                link.say(&Message::Rest(rest), fds)
+                    .map_err(|e| e.to_string())?;
+            }
+            // Counted and logged, never fatal: the connections are worth more.
+            Err(reason) => tracing::error!(reason, "state that changed after the commit is lost"),
+        }
+        Ok(true)
+    }
+
+    fn send_batch(&mut self, link: &mut Link) -> Result<(), String> {
+        while let Some(request) = self.waiting.front() {
+            let Err(reason) = connections::check_sendable(&request.connection) else {
+                break;
+            };
+            if let Some(request) = self.waiting.pop_front() {
+                Moving::new(request).come_back(reason);
+            }
+        }
+        let size = connections::batch_size(self.waiting.iter().map(|request| &request.connection));
+        if size == 0 {
+            return Ok(());
+        }
+        let batch: Vec<Moving> = self.waiting.drain(..size).map(Moving::new).collect();
+        let sent: Vec<&Sent> = batch.iter().map(|moving| &moving.sent).collect();
+        match connections::pack(self.ledger.next_number(), &sent) {
+            Ok((message, fds)) => {
+                self.ledger.sent(Item::Batch(batch));
+                link.say(&message, fds).map_err(|e| e.to_string())
+            }
+            Err(error) => {
+                batch
+                    .into_iter()
+                    .for_each(|moving| moving.come_back(format!("cannot send it: {error}")));
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn rest_acked(&mut self, number: u64) -> Result<(), String> {
+        match self.ledger.acked(number).map_err(|e| e.to_string())? {
+            Item::Rest => Ok(()),
+            Item::Batch(batch) => {
+                self.lose(batch);
+                Err(format!("an ack of the wrong kind for {number}"))
+            }
+        }
+    }
+
+    pub(crate) fn conn_acked(&mut self, ack: BatchAck) -> Result<(), String> {
+        let Item::Batch(batch) = self.ledger.acked(ack.number).map_err(|e| e.to_string())? else {
+            return Err(format!("an ack of the wrong kind for {}", ack.number));
+        };
+        let mut refused = ack.refused.into_iter().peekable();
+        for (place, moving) in (0_u32..).zip(batch) {
+            match refused.next_if(|(refused, _)| *refused == place) {
+                Some((_, reason)) => {
+                    tracing::warn!(
+                        reason,
+                        "the successor did not take a connection; it is served here"
+                    );
+                    moving.come_back(reason);
+                }
+                // Closing our copy and dropping the answer's sender say that it has moved.
+                None => moving.guard.moved(),
+            }
+        }
+        match refused.next() {
+            Some((place, _)) => Err(format!("an ack that refuses place {place} out of order")),
+            None => Ok(()),
+        }
+    }
+
+    /// The child is gone and was heard to the end, or is not to be believed any more.
+    pub(crate) fn continue_alone(&mut self, reason: &str, child_is_dead: bool) {
+        self.alone = Some(reason.to_owned());
+        for item in self.ledger.take_back() {
+            match item {
+                Item::Rest => tracing::error!(
+                    "state that changed after the commit is lost with the successor"
+                ),
+                Item::Batch(batch) if child_is_dead => {
+                    batch
+                        .into_iter()
+                        .for_each(|moving| moving.come_back(reason.to_owned()));
+                }
+                Item::Batch(batch) => self.lose(batch),
+            }
+        }
+    }
+
+    /// The deadline: a living child may serve what it did not acknowledge, so nobody else does.
+    pub(crate) fn abandon_unacked(&mut self) {
+        self.alone = Some("the drain deadline".to_owned());
+        for item in self.ledger.take_back() {
+            if let Item::Batch(batch) = item {
+                self.lose(batch);
+            }
+        }
+    }
+
+    fn lose(&self, batch: Vec<Moving>) {
+        for moving in batch {
+            moving.guard.cut("handed over without an answer");
+            let _ = moving.answer.send(NotMoved {
+                connection: None,
+                reason: "not acknowledged".to_owned(),
+            });
+        }
+    }
+
+    /// Nothing is waited for any more.
+    pub(crate) fn give_up(&mut self) {
+        self.gave_up = true;
+    }
+
+    /// Whether all is finished, passed or cut, and acknowledged. Sends the last rest.
+    pub(crate) fn is_finished(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
+        if self.gave_up {
+            return Ok(true);
+        }
+        if !shared.live.is_none() || shared.has_upstream() || !self.ledger.is_settled() {
+            return Ok(false);
+        }
+        Ok(self.alone.is_some() || !self.send_rest(shared, link)?)
+    }
+}

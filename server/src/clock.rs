@@ -1,0 +1,148 @@
+//! The two timeouts of a connection that waits for a request.
+//!
+//! hyper has timers of its own, but they die with the hyper connection: a client that sends a byte
+//! at a time would get a fresh timeout with every reload. These are kept as points in time, travel
+//! as durations ([`Spent`]), and cost nothing while requests flow: the tokio timer behind them is
+//! set again only when it fires too early, not at every request.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::connection::Config;
+
+/// How long to wait for what never comes: an `Instant` cannot be infinite.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// How much longer a client may take when its bytes arrived just before its time was up.
+///
+/// After a suspend or SIGSTOP every timer has expired, while the rest of the head lies in the
+/// kernel and only needs to be read.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// What a connection has used up of its timeouts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Spent {
+    /// Since the wait for a request began: since the accept, or the end of the last exchange.
+    pub(crate) waited: Duration,
+    /// Since the first byte of the request's head came, if it has.
+    pub(crate) head: Option<Duration>,
+}
+
+/// Since when a connection has been waiting, and what for.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    /// No exchange is under way.
+    resting: bool,
+    /// The exchange whose end began this wait.
+    exchange: u64,
+    waiting_since: Instant,
+    /// When the first byte of the next head came, as far as is known.
+    head_since: Option<Instant>,
+    /// hyper's buffer was found to hold no part of a head when the wait began.
+    looked: bool,
+    /// [`GRACE`] was granted in this wait, until then.
+    graced: Option<Instant>,
+}
+
+impl Clock {
+    /// A connection at rest that has used up `spent`, before exchange number `exchange` + 1.
+    pub(crate) fn resume(spent: Spent, exchange: u64) -> Self {
+        let now = Instant::now();
+        // A machine may have been up for less than what was spent on another boot's clock; never
+        // panic over it.
+        let ago = |spent| now.checked_sub(spent).unwrap_or(now);
+        Self {
+            resting: true,
+            exchange,
+            waiting_since: ago(spent.waited),
+            head_since: spent.head.map(ago),
+            // What another hyper had read ahead came with the connection, so it is known.
+            looked: true,
+            graced: None,
+        }
+    }
+
+    /// What has been used up by now, for another process to [`Clock::resume`] with. `has_head`: part
+    /// of a head has been read.
+    pub(crate) fn spent(&self, has_head: bool) -> Spent {
+        let now = Instant::now();
+        let waited = now.saturating_duration_since(self.waiting_since);
+        let since = |begun| now.saturating_duration_since(begun);
+        Spent {
+            waited,
+            head: has_head.then(|| self.head_since.map_or(waited, since)),
+        }
+    }
+
+    /// An exchange is under way: no timeout runs.
+    pub(crate) fn pause(&mut self) {
+        self.resting = false;
+    }
+
+    /// No exchange is under way; the last one was number `exchange`. `arrived`: bytes have come
+    /// since.
+    pub(crate) fn rest(&mut self, now: Instant, exchange: u64, arrived: bool) {
+        if !self.resting || exchange != self.exchange {
+            *self = Self {
+                resting: true,
+                exchange,
+                waiting_since: now,
+                head_since: None,
+                looked: false,
+                graced: None,
+            };
+        }
+        if arrived {
+            self.head_begins(now);
+        }
+    }
+
+    /// The first byte of a head is there.
+    pub(crate) fn head_begins(&mut self, now: Instant) {
+        self.head_since.get_or_insert(now);
+    }
+
+    /// A part of a head was found that must have been there since the wait began.
+    pub(crate) fn head_found(&mut self) {
+        self.head_since.get_or_insert(self.waiting_since);
+    }
+
+    /// hyper's buffer was found empty.
+    pub(crate) fn nothing_found(&mut self) {
+        self.looked = true;
+    }
+
+    /// Whether the client has begun to send a request, as far as is known.
+    pub(crate) fn has_head(&self) -> bool {
+        self.head_since.is_some()
+    }
+
+    /// When to do something about this wait.
+    ///
+    /// What hyper read ahead while it served the last exchange is not visible from outside, so that
+    /// the first deadline of a wait is always that of a head. It costs one look per wait.
+    pub(crate) fn deadline(&self, config: &Config) -> Instant {
+        let (since, timeout) = match self.head_since {
+            Some(begun) => (begun, config.header_timeout),
+            None if self.looked => (self.waiting_since, config.idle_timeout),
+            None => {
+                let first = config.header_timeout.min(config.idle_timeout);
+                (self.waiting_since, first)
+            }
+        };
+        let due = since
+            .checked_add(timeout)
+            .unwrap_or_else(|| Instant::now() + FOREVER);
+        self.graced.map_or(due, |grace| due.max(grace))
+    }
+
+    /// Bytes arrived as the time was up: gives the client [`GRACE`] more to complete a head, once in a
+    /// wait; false if it had that already.
+    pub(crate) fn grant_grace(&mut self, now: Instant) -> bool {
+        self.head_begins(now);
+        let first = self.graced.is_none();
+        self.graced = Some(now + GRACE);
+        first
+    }
+}

@@ -1,0 +1,247 @@
+//! The life of one HTTP/1.1 connection that can be given up at rest and taken up elsewhere.
+//!
+//! # Contract
+//!
+//! [`serve`] answers requests until the connection ends or an [`Order`] ends it, and says how it
+//! ended. A connection that was given up ([`End::GivenUp`]) is at the start of a request: nothing of
+//! an earlier exchange is left in it, neither of an answer nor of a request's body, and everything
+//! that was read and not yet understood is in [`Carried`]. Another `serve`, in this process or
+//! another, goes on from there, and the client cannot tell.
+//!
+//! hyper does not say when a connection rests. It is derived, after each poll that returned
+//! `Pending`, from four conditions:
+//!
+//! 1. no service future and no response body lives (hyper owns both, each holds a guard);
+//! 2. the last write or flush was not left pending, and the writing side was never shut down;
+//! 3. the request's body was read to its end. One that is alive *anywhere*, in a spawned task for
+//!    instance, blocks the move; one that was dropped early forbids it;
+//! 4. the client has not closed its side, and hyper has not decided to close the connection (it
+//!    then shuts the writing side down in that same poll, see 2).
+//!
+//! Without the third, the rest of a body would be read as a request by the next owner: request
+//! smuggling. With all four, hyper is in its initial state, reading and writing (`hyper-1.12`,
+//! `proto/h1/conn.rs`: any other state either has something alive or is on its way to the
+//! shutdown), and so equal to a fresh one. This includes HTTP/1.0 with an honoured
+//! `Connection: keep-alive`: hyper takes the version from each head anew.
+//!
+//! # Failure rules
+//!
+//! - Whatever closes a connection does so without a reset ([`crate::linger`]); only [`Order::Cut`]
+//!   and the client itself are exceptions.
+//! - A panic of the service unwinds through `serve`; the socket is closed, nothing else happens.
+
+use std::future::poll_fn;
+use std::os::fd::OwnedFd;
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use hyper::server::conn::http1;
+use hyper::service::Service;
+use tokio::sync::watch;
+use tokio::task::coop::unconstrained;
+use tokio::time::sleep_until;
+
+use crate::body::RequestBody;
+use crate::clock::Spent;
+use crate::io::Stream;
+use crate::life::{Goodbye, Life, Step};
+use crate::linger::linger;
+
+/// hyper's own limit on the number of headers. At this number it keeps them on the stack.
+const DEFAULT_MAX_HEADERS: usize = 100;
+
+/// A boxed error, as hyper wants to be able to make of a service's.
+pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What the process wants of each of its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Order {
+    /// Serve on.
+    Serve,
+    /// Give the connection up at the first moment it rests; until then answer as usual.
+    HandOver,
+    /// There is nobody to give it to, but time: answer one more request with `Connection: close`. A
+    /// connection at rest waits for that request.
+    LastAnswer,
+    /// Stop: what has arrived of a request, even a part of its head and even if only the kernel
+    /// has it yet, is answered with `Connection: close`; a connection without it is closed now.
+    Close,
+    /// The deadline: drop the connection, whatever it does.
+    Cut,
+}
+
+/// How the service of a connection ended.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Finished in the regular way by client, server or timeout, or broken by an I/O error.
+    Closed,
+    /// Given up at rest, because of [`Order::HandOver`].
+    GivenUp(Rested),
+    /// Cut by [`Order::Cut`].
+    Cut {
+        /// Method and path of the request that was under way, if any.
+        request: Option<String>,
+    },
+}
+
+/// A connection at rest: out of epoll, owned by nobody else, ready to travel.
+#[derive(Debug)]
+pub(crate) struct Rested {
+    pub(crate) socket: OwnedFd,
+    pub(crate) carried: Carried,
+}
+
+/// What a connection brings along from the process that served it before. Empty for a new one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Carried {
+    /// Bytes that were read from the socket and are not part of any request yet: part of a head,
+    /// or whole pipelined requests.
+    pub(crate) leftover: Bytes,
+    /// What it has used up of its timeouts.
+    pub(crate) spent: Spent,
+}
+
+/// Limits of a connection.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    /// From the first byte of a head to its end.
+    pub(crate) header_timeout: Duration,
+    /// From the accept, or the end of an exchange, to the first byte of the next head.
+    pub(crate) idle_timeout: Duration,
+    /// Longest head in bytes; a longer one is answered 431.
+    pub(crate) max_header_size: usize,
+    /// Most headers in a head; more are answered 431. Other values than 100 cost an allocation for
+    /// each request.
+    pub(crate) max_headers: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            header_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(75),
+            max_header_size: 64 * 1024,
+            max_headers: DEFAULT_MAX_HEADERS,
+        }
+    }
+}
+
+impl Config {
+    /// hyper, with these limits.
+    pub(crate) fn http(&self) -> http1::Builder {
+        let mut http = http1::Builder::new();
+        // A client may shut down writing after its request and still wait for the answer.
+        http.half_close(true)
+            // Ours travel, see `clock`; hyper's would also close idle connections.
+            .header_read_timeout(None)
+            .max_header_size(self.max_header_size);
+        if self.max_headers != DEFAULT_MAX_HEADERS {
+            http.max_headers(self.max_headers);
+        }
+        http
+    }
+}
+
+/// A service whose requests may come from a connection that moves: any `hyper` service of
+/// [`RequestBody`]. For tower's, see `hyper_util::service::TowerToHyperService`.
+pub(crate) trait Answer:
+    Service<Request<RequestBody>, Response = Response<Self::Body>, Error = Self::Failure>
+{
+    /// The body of its responses.
+    type Body: Body<Error: Into<BoxError>> + 'static;
+    /// What it fails with; the connection ends then, without an answer.
+    type Failure: Into<BoxError>;
+}
+
+impl<S, B> Answer for S
+where
+    S: Service<Request<RequestBody>, Response = Response<B>>,
+    S::Error: Into<BoxError>,
+    B: Body<Error: Into<BoxError>> + 'static,
+{
+    type Body = B;
+    type Failure = S::Error;
+}
+
+/// Serves `stream`, which brings `carried` along, until it ends or `orders` end it.
+///
+/// The first order is the one that is in force when this is called. If the sender of `orders` is
+/// dropped, the last one stays in force. Includes the wait for an upgraded connection's end, and for
+/// the client to close its side (bounded by [`crate::linger::LINGER_TIME`]).
+///
+/// What every request of the connection should know (its peer, for instance) is put into the
+/// request's extensions by a service around `service`.
+pub(crate) async fn serve<S: Answer>(
+    stream: Stream,
+    carried: Carried,
+    service: S,
+    config: &Config,
+    mut orders: watch::Receiver<Order>,
+) -> End {
+    let mut life = Life::begin(stream, carried, service, config);
+    let mut timer = pin!(sleep_until(life.first_deadline()));
+    let mut newest = orders.clone();
+    let mut is_deaf = false;
+    loop {
+        newest.mark_unchanged();
+        let order = *orders.borrow_and_update();
+        if order == Order::Cut {
+            return life.cut();
+        }
+        life.obey(order);
+        let step = {
+            let mut changed = pin!(unconstrained(orders.changed()));
+            let mut ordered = |cx: &mut Context<'_>, task_is_new: bool| {
+                // Polling `changed` takes a lock that other connections take too, so it is done
+                // once for each task, and else only when there is something to be seen.
+                let look = !is_deaf && (task_is_new || newest.has_changed().unwrap_or(true));
+                match look.then(|| changed.as_mut().poll(cx)) {
+                    Some(Poll::Ready(Ok(()))) => true,
+                    Some(Poll::Ready(Err(_))) => {
+                        is_deaf = true;
+                        false
+                    }
+                    Some(Poll::Pending) | None => false,
+                }
+            };
+            poll_fn(|cx| life.poll(cx, timer.as_mut(), &mut ordered)).await
+        };
+        let goodbye = match step {
+            Step::Ordered => continue,
+            Step::Ended => return life.end(&mut orders).await,
+            Step::GiveUp => return life.give_up(),
+            Step::Close => life.close(),
+            Step::TimeOut => life.time_out(),
+        };
+        if let Some(Goodbye { stream, words }) = goodbye {
+            drop(life);
+            unless_cut(&mut orders, Box::pin(linger(stream, words))).await;
+            return End::Closed;
+        }
+    }
+}
+
+/// Does `work` to its end, or until [`Order::Cut`].
+pub(crate) async fn unless_cut<F: Future>(
+    orders: &mut watch::Receiver<Order>,
+    work: F,
+) -> Option<F::Output> {
+    let cut = async {
+        if orders.wait_for(|order| *order == Order::Cut).await.is_err() {
+            // No order will come any more.
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        output = work => Some(output),
+        () = cut => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! What happens to each connection after the commit: handed over at rest, else finished, else cut.
+
+use std::{io, sync::Arc, time::Duration};
+
+use handoff::{Connection, ConnectionGuard, NotMoved, Phase, Serving};
+use tokio::sync::watch;
+
+use crate::{
+    accept::{Slots, leftover},
+    clock::Spent,
+    connection::{self, Carried, Config, End, Order, Rested},
+    io::Stream,
+    service::{ConnectionInfo, Informed, Serve},
+};
+
+/// The kind of a connection at rest between two HTTP/1.1 requests.
+pub(crate) const HTTP1: &str = "http/1.1";
+
+/// How long the client has been waited for, in a handed-over connection.
+const WAITED: &str = "waited";
+
+/// How long it has been at the head of its request.
+const HEAD: &str = "head";
+
+/// All that the connections of a server share.
+#[derive(Debug)]
+pub(crate) struct Live<S> {
+    pub(crate) serving: Serving,
+    pub(crate) service: S,
+    pub(crate) config: Config,
+    pub(crate) orders: watch::Receiver<Order>,
+    pub(crate) slots: Arc<Slots>,
+}
+
+/// Turns what the process as a whole does into orders to its connections.
+pub(crate) async fn command(mut phase: watch::Receiver<Phase>, orders: watch::Sender<Order>) {
+    loop {
+        let order = match *phase.borrow_and_update() {
+            Phase::HandingOver => Order::HandOver,
+            Phase::Finishing => Order::LastAnswer,
+            Phase::Stopping => Order::Close,
+            Phase::Cut => Order::Cut,
+            _ => Order::Serve,
+        };
+        orders.send_replace(order);
+        if phase.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Serves a connection to its end in this process.
+pub(crate) async fn serve<S: Serve>(
+    server: &Live<S>,
+    stream: Stream,
+    carried: Carried,
+    info: ConnectionInfo,
+    guard: ConnectionGuard,
+) {
+    let service = || Informed {
+        service: server.service.clone(),
+        info: info.clone(),
+    };
+    let end = connection::serve(
+        stream,
+        carried,
+        service(),
+        &server.config,
+        server.orders.clone(),
+    )
+    .await;
+    let rested = match end {
+        End::Closed => return,
+        End::Cut { request } => return guard.cut(&name(&info, request.as_deref())),
+        End::GivenUp(rested) => rested,
+    };
+    let Err(NotMoved {
+        connection, reason, ..
+    }) = server
+        .serving
+        .hand_over(give_up(rested, &info), guard)
+        .await
+    else {
+        return;
+    };
+    tracing::debug!(reason, peer = ?info.peer, "a connection stays");
+    // Without one, somebody else may be serving it: then nobody here does.
+    let Some((connection, guard)) = connection else {
+        return;
+    };
+    let served = match take_up(connection) {
+        Ok((stream, carried)) => {
+            let orders = server.orders.clone();
+            stay(
+                |orders| connection::serve(stream, carried, service(), &server.config, orders),
+                orders,
+            )
+            .await
+        }
+        Err(error) => {
+            tracing::error!(%error, "a connection that came back cannot be served");
+            return guard.cut(&name(&info, None));
+        }
+    };
+    if let End::Cut { request } = served {
+        guard.cut(&name(&info, request.as_deref()));
+    }
+}
+
+/// Serves a connection that was refused: its next answer is its last here, whatever the others do.
+async fn stay<F: Future<Output = End>>(
+    serve: impl FnOnce(watch::Receiver<Order>) -> F,
+    mut orders: watch::Receiver<Order>,
+) -> End {
+    let (own, own_orders) = watch::channel(Order::LastAnswer);
+    let obey = async {
+        loop {
+            let order = *orders.borrow_and_update();
+            if matches!(order, Order::Close | Order::Cut) {
+                own.send_replace(order);
+            }
+            if orders.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    tokio::select! {
+        end = serve(own_orders) => end,
+        () = obey => End::Closed,
+    }
+}
+
+fn name(info: &ConnectionInfo, request: Option<&str>) -> String {
+    let peer = info.peer.map_or_else(
+        || format!("a client of {}", info.listener),
+        |peer| peer.to_string(),
+    );
+    format!("{peer} {}", request.unwrap_or("(no request)"))
+}
+
+/// As it travels.
+fn give_up(rested: Rested, info: &ConnectionInfo) -> Connection {
+    let Rested {
+        socket,
+        carried: Carried { leftover, spent },
+    } = rested;
+    let mut connection = Connection::new(HTTP1, &*info.listener, socket);
+    connection.peer = info.peer;
+    if !leftover.is_empty() {
+        connection.layers.push(leftover.into());
+    }
+    connection.timers.push((WAITED.to_owned(), spent.waited));
+    connection
+        .timers
+        .extend(spent.head.map(|head| (HEAD.to_owned(), head)));
+    connection
+}
+
+/// As it is served.
+pub(crate) fn take_up(connection: Connection) -> io::Result<(Stream, Carried)> {
+    let spent = Spent {
+        waited: connection.timer(WAITED).unwrap_or(Duration::ZERO),
+        head: connection.timer(HEAD),
+    };
+    let carried = Carried {
+        leftover: leftover(connection.layers),
+        spent,
+    };
+    Ok((Stream::from_fd(connection.fd)?, carried))
+}

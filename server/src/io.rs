@@ -1,0 +1,297 @@
+//! The socket of a connection, and the wrapper through which hyper sees it.
+//!
+//! hyper does not say whether it has flushed, shut down, or met the client's end of stream; whoever
+//! wants to give a connection up must know all three. [`Io`] notes them in the connection's
+//! [`Shared`] as they pass. It also puts bytes that another hyper instance had read ahead in front
+//! of the socket, and gives the socket back when whoever held it (an upgraded connection's
+//! application, for instance) lets go of it.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use rustix::net::{AddressFamily, RecvFlags, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::exchange::{Direction, Shared};
+
+/// An established stream socket, registered with tokio.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// IPv4 or IPv6.
+    Tcp(TcpStream),
+    /// A Unix domain stream socket.
+    Unix(UnixStream),
+}
+
+/// What lies in the kernel's receive queue of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// Nothing, and the client may still send.
+    Empty,
+    /// At least one byte.
+    Bytes,
+    /// The client's end of stream, or an error: no byte will come any more.
+    Ended,
+}
+
+impl Stream {
+    /// Registers `socket`, which came from another process or another runtime, with this runtime.
+    ///
+    /// Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the socket is neither TCP nor a Unix stream, or cannot be registered.
+    pub(crate) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
+        let family = sockopt::socket_domain(&socket)?;
+        if sockopt::socket_type(&socket)? != rustix::net::SocketType::STREAM {
+            return Err(io::Error::other("not a stream socket"));
+        }
+        // The flag belongs to the open file description; tokio refuses a blocking one.
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        match family {
+            AddressFamily::INET | AddressFamily::INET6 => {
+                Ok(Self::Tcp(TcpStream::from_std(socket.into())?))
+            }
+            AddressFamily::UNIX => Ok(Self::Unix(UnixStream::from_std(socket.into())?)),
+            _ => Err(io::Error::other("neither a TCP nor a Unix socket")),
+        }
+    }
+
+    /// Takes the socket out of tokio's epoll, which would otherwise go on reporting it as long as
+    /// any process holds a duplicate.
+    ///
+    /// # Errors
+    /// When epoll refuses; the socket is closed then.
+    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
+            Self::Unix(stream) => Ok(stream.into_std()?.into()),
+        }
+    }
+
+    /// Looks into the receive queue without taking anything out of it.
+    ///
+    /// This asks the kernel, not tokio: tokio's readiness only knows what epoll has already told,
+    /// and a request that came a microsecond ago must not be taken for silence.
+    pub(crate) fn queue(&self) -> Queue {
+        let mut byte = [0_u8; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(self, &mut byte, flags) {
+            Ok((0, _)) => Queue::Ended,
+            Ok(_) => Queue::Bytes,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Queue::Empty,
+            Err(_) => Queue::Ended,
+        }
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
+impl From<TcpStream> for Stream {
+    fn from(stream: TcpStream) -> Self {
+        Self::Tcp(stream)
+    }
+}
+
+impl From<UnixStream> for Stream {
+    fn from(stream: UnixStream) -> Self {
+        Self::Unix(stream)
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What hyper, and after an upgrade the application, reads from and writes to.
+pub(crate) struct Io {
+    /// `None` only once [`Io::into_parts`] has taken it.
+    stream: Option<Stream>,
+    /// Bytes that come before what the socket holds.
+    leftover: Bytes,
+    shared: Arc<Shared>,
+}
+
+impl Io {
+    pub(crate) fn new(stream: Stream, leftover: Bytes, shared: Arc<Shared>) -> Self {
+        Self {
+            stream: Some(stream),
+            leftover,
+            shared,
+        }
+    }
+
+    /// The socket, and what of the leftover was not read. `None` if the socket was taken before.
+    pub(crate) fn into_parts(mut self) -> Option<(Stream, Bytes)> {
+        let stream = self.stream.take()?;
+        Some((stream, std::mem::take(&mut self.leftover)))
+    }
+
+    /// The socket, unless the connection was cut: then an error, also for the application that holds
+    /// the upgraded connection.
+    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+        if self.shared.is_cut() {
+            return Err(io::Error::new(
+                io::ErrorKind::ConnectionAborted,
+                "cut at the deadline of the drain",
+            ));
+        }
+        let stream = self.stream.as_mut().ok_or(io::ErrorKind::NotConnected)?;
+        Ok(Pin::new(stream))
+    }
+
+    /// Sees to it that [`Shared::cut`] wakes the task that waits for this socket.
+    ///
+    /// Only after an upgrade: before it, that task is the connection's own, which gets the order.
+    fn await_cut(&self, cx: &Context<'_>, direction: Direction) {
+        if self.shared.is_upgraded() {
+            self.shared.register_io(cx.waker(), direction);
+        }
+    }
+
+    /// Keeps the books of one write, vectored write or flush.
+    fn note_write<T>(&self, cx: &Context<'_>, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        self.shared
+            .write_blocked
+            .store(outcome.is_pending(), Relaxed);
+        if outcome.is_pending() {
+            self.await_cut(cx, Direction::Write);
+        }
+        outcome
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.leftover.is_empty() {
+            let length = self.leftover.len().min(buffer.remaining());
+            buffer.put_slice(&self.leftover[..length]);
+            self.leftover.advance(length);
+            self.shared.arrived.store(true, Relaxed);
+            return Poll::Ready(Ok(()));
+        }
+        let room = buffer.remaining();
+        let outcome = self.stream()?.poll_read(cx, buffer);
+        match &outcome {
+            Poll::Ready(Ok(())) if buffer.remaining() < room => {
+                self.shared.arrived.store(true, Relaxed);
+            }
+            Poll::Ready(Ok(())) if room == 0 => {}
+            Poll::Ready(_) => self.shared.ended.store(true, Relaxed),
+            Poll::Pending => self.await_cut(cx, Direction::Read),
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = self.stream()?.poll_write(cx, bytes);
+        self.note_write(cx, outcome)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let outcome = self.stream()?.poll_write_vectored(cx, slices);
+        self.note_write(cx, outcome)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let outcome = self.stream()?.poll_flush(cx);
+        self.note_write(cx, outcome)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Noted before it happens: whatever comes of it, this connection is not given up any more.
+        self.shared.shut_down.store(true, Relaxed);
+        self.stream()?.poll_shutdown(cx)
+    }
+}
+
+impl Drop for Io {
+    /// Gives the socket back to the connection's task, which closes it without a reset.
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            self.shared.give_back(stream);
+        }
+    }
+}

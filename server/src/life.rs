@@ -1,0 +1,369 @@
+//! One connection, step by step: what [`serve`](crate::connection::serve) drives.
+//!
+//! hyper is polled first and judged afterwards, always: what has arrived is served before an order
+//! or a timeout counts.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::http1::UpgradeableConnection;
+use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
+use tokio::task::coop::unconstrained;
+use tokio::time::{Instant, Sleep};
+use tracing::debug;
+
+use crate::body::Discarded;
+use crate::clock::Clock;
+use crate::connection::{Answer, Carried, Config, End, Order, Rested, unless_cut};
+use crate::exchange::{Shared, Watched};
+use crate::io::{Io, Queue, Stream};
+use crate::linger::{linger, request_timeout};
+
+/// What [`Life::poll`] asks for.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// There is a new order.
+    Ordered,
+    /// hyper is done with the connection.
+    Ended,
+    /// The connection rests, and is to be given up.
+    GiveUp,
+    /// The connection rests, and is to be closed unless something has arrived.
+    Close,
+    /// A timeout has passed, or may have.
+    TimeOut,
+}
+
+/// A socket to be closed, and what to say before.
+pub(crate) struct Goodbye {
+    pub(crate) stream: Stream,
+    pub(crate) words: Vec<u8>,
+}
+
+type Http<S> = UpgradeableConnection<TokioIo<Io>, Watched<S>>;
+
+/// A connection that was taken apart.
+struct Parts<S> {
+    stream: Stream,
+    /// All that was read and not understood, in the order in which it came.
+    leftover: Bytes,
+    service: Watched<S>,
+}
+
+/// A connection that is being served.
+pub(crate) struct Life<'a, S: Answer> {
+    config: &'a Config,
+    /// `None` while it is taken apart, and at its end.
+    http: Option<Http<S>>,
+    shared: Arc<Shared>,
+    order: Order,
+    clock: Clock,
+    /// What the tokio timer is set to: never later than the clock's deadline while that matters.
+    timer_set_to: Instant,
+    /// The timer will wake `task`.
+    timer_is_watched: bool,
+    /// The task that was told to the timer, the orders, and `shared`.
+    task: Option<Waker>,
+}
+
+impl<'a, S: Answer> Life<'a, S> {
+    pub(crate) fn begin(stream: Stream, carried: Carried, service: S, config: &'a Config) -> Self {
+        let shared = Shared::new();
+        let mut clock = Clock::resume(carried.spent, shared.exchange());
+        if !carried.leftover.is_empty() {
+            clock.head_begins(Instant::now());
+        }
+        let timer_set_to = clock.deadline(config);
+        let mut life = Self {
+            config,
+            http: None,
+            shared: Arc::clone(&shared),
+            order: Order::Serve,
+            clock,
+            timer_set_to,
+            timer_is_watched: false,
+            task: None,
+        };
+        life.assemble(Parts {
+            stream,
+            leftover: carried.leftover,
+            service: Watched::new(service, shared),
+        });
+        life
+    }
+
+    /// What the timer must be set to at first.
+    pub(crate) fn first_deadline(&self) -> Instant {
+        self.timer_set_to
+    }
+
+    pub(crate) fn obey(&mut self, order: Order) {
+        self.order = order;
+        self.shared.obey(order);
+        // The future that waits for the next order is a new one: it must be told the task.
+        self.task = None;
+    }
+
+    /// Polls hyper, then judges what it has left behind.
+    ///
+    /// `ordered` says whether there is a new order; its second argument is whether it is to expect
+    /// the task of `cx` from now on.
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        timer: Pin<&mut Sleep>,
+        ordered: &mut impl FnMut(&mut Context<'_>, bool) -> bool,
+    ) -> Poll<Step> {
+        let is_new = self
+            .task
+            .as_ref()
+            .is_none_or(|task| !task.will_wake(cx.waker()));
+        if is_new {
+            self.task = Some(cx.waker().clone());
+            self.shared.register(cx.waker());
+            self.timer_is_watched = false;
+        }
+        if ordered(cx, is_new) {
+            return Poll::Ready(Step::Ordered);
+        }
+        loop {
+            let Some(http) = &mut self.http else {
+                return Poll::Ready(Step::Ended);
+            };
+            if let Poll::Ready(result) = Pin::new(http).poll(cx) {
+                if let Err(error) = result {
+                    debug!(%error, "connection ended");
+                }
+                return Poll::Ready(Step::Ended);
+            }
+            if !self.discard(cx) {
+                return self.judge(cx, timer);
+            }
+        }
+    }
+
+    /// Reads on in a body that the service dropped before its end; true if hyper must be polled
+    /// again because of that.
+    fn discard(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(rest) = self.shared.take_abandoned() else {
+            return false;
+        };
+        let exchange = rest.exchange();
+        if exchange != self.shared.exchange() {
+            return false; // hyper has found its end by itself
+        }
+        match rest.discard(cx) {
+            Discarded::Whole => self.shared.body_discarded(exchange),
+            Discarded::More(rest) => self.shared.keep_abandoned(rest),
+            Discarded::GaveUp => {}
+        }
+        true
+    }
+
+    /// hyper has nothing to do: does the connection rest, and what follows from it?
+    fn judge(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> Poll<Step> {
+        let shared = &*self.shared;
+        // Condition 1, and the half of 3 that passes. Asked first: an unread body is noted before
+        // it ceases to be counted.
+        if shared.is_busy() {
+            self.clock.pause();
+            return Poll::Pending;
+        }
+        // Condition 2. hyper writes what is left, or shuts down, and no timeout runs meanwhile.
+        if shared.write_blocked.load(Relaxed) || shared.shut_down.load(Relaxed) {
+            self.clock.pause();
+            return Poll::Pending;
+        }
+        let now = Instant::now();
+        let arrived = shared.arrived.load(Relaxed);
+        self.clock.rest(now, shared.exchange(), arrived);
+        match self.order {
+            Order::HandOver if self.may_move() => return Poll::Ready(Step::GiveUp),
+            // Once part of a head is known to be there, it is waited for (and times out).
+            Order::Close if !self.clock.has_head() => return Poll::Ready(Step::Close),
+            _ => {}
+        }
+        self.poll_deadline(cx, timer, now).map(|()| Step::TimeOut)
+    }
+
+    /// The rest of condition 3, and 4, of a connection that is not busy.
+    fn may_move(&self) -> bool {
+        !self.shared.is_tainted() && !self.shared.ended.load(Relaxed)
+    }
+
+    /// Ready when the clock's deadline has passed. The timer is left alone while it is set to an
+    /// earlier time and watched by the task: that is the case for almost every request.
+    fn poll_deadline(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut timer: Pin<&mut Sleep>,
+        now: Instant,
+    ) -> Poll<()> {
+        let deadline = self.clock.deadline(self.config);
+        if deadline <= now {
+            return Poll::Ready(());
+        }
+        if deadline < self.timer_set_to || self.timer_set_to <= now {
+            timer.as_mut().reset(deadline);
+            self.timer_set_to = deadline;
+            self.timer_is_watched = false;
+        }
+        if !self.timer_is_watched {
+            // Unconstrained: `Pending` must mean that the task will be woken by the timer.
+            let is_watched = Pin::new(&mut unconstrained(timer)).poll(cx).is_pending();
+            if !is_watched {
+                // It fired a moment early, by tokio's rounding. It will not wake anybody again.
+                cx.waker().wake_by_ref();
+            }
+            self.timer_is_watched = is_watched;
+        }
+        Poll::Pending
+    }
+
+    /// Takes the connection away from hyper. `None` after an upgrade.
+    fn take_apart(&mut self) -> Option<Parts<S>> {
+        let parts = self.http.take()?.into_parts()?;
+        let (stream, unread) = parts.io.into_inner().into_parts()?;
+        let leftover = if unread.is_empty() {
+            parts.read_buf
+        } else {
+            // hyper takes a long leftover in pieces.
+            let mut whole = BytesMut::from(parts.read_buf);
+            whole.extend_from_slice(&unread);
+            whole.freeze()
+        };
+        Some(Parts {
+            stream,
+            leftover,
+            service: parts.service,
+        })
+    }
+
+    /// Gives the connection to hyper.
+    fn assemble(&mut self, parts: Parts<S>) {
+        let io = Io::new(parts.stream, parts.leftover, Arc::clone(&self.shared));
+        let http = self.config.http();
+        let http = http.serve_connection(TokioIo::new(io), parts.service);
+        self.http = Some(http.with_upgrades());
+    }
+
+    pub(crate) fn give_up(mut self) -> End {
+        let Some(parts) = self.take_apart() else {
+            return End::Closed;
+        };
+        let spent = self.clock.spent(begins_request(&parts.leftover));
+        match parts.stream.into_fd() {
+            Ok(socket) => End::GivenUp(Rested {
+                socket,
+                carried: Carried {
+                    leftover: parts.leftover,
+                    spent,
+                },
+            }),
+            Err(error) => {
+                debug!(%error, "connection lost: cannot be taken out of epoll");
+                End::Closed
+            }
+        }
+    }
+
+    /// Closes a connection at rest, unless part of a request has arrived.
+    pub(crate) fn close(&mut self) -> Option<Goodbye> {
+        let may_move = self.may_move();
+        let parts = self.take_apart()?;
+        let has_come = begins_request(&parts.leftover) || parts.stream.queue() == Queue::Bytes;
+        if may_move && has_come {
+            // Known by now, so that this is asked only once for each request.
+            self.clock.head_begins(Instant::now());
+            self.assemble(parts);
+            return None;
+        }
+        Some(Goodbye {
+            stream: parts.stream,
+            words: Vec::new(),
+        })
+    }
+
+    /// A timeout of a connection at rest may have passed: closes it if it has.
+    pub(crate) fn time_out(&mut self) -> Option<Goodbye> {
+        let may_move = self.may_move();
+        let now = Instant::now();
+        if !may_move {
+            // It could not be put together again: leave it alone until it is late for certain.
+            self.clock.nothing_found();
+            if self.clock.deadline(self.config) > now {
+                return None;
+            }
+        }
+        let parts = self.take_apart()?;
+        if begins_request(&parts.leftover) {
+            self.clock.head_found();
+        } else {
+            self.clock.nothing_found();
+        }
+        let is_late = self.clock.deadline(self.config) <= now;
+        // What came in time is served, even if we were stopped and look late.
+        let is_saved =
+            is_late && parts.stream.queue() == Queue::Bytes && self.clock.grant_grace(now);
+        if may_move && (!is_late || is_saved) {
+            self.assemble(parts);
+            return None;
+        }
+        let words = if self.clock.has_head() {
+            request_timeout()
+        } else {
+            Vec::new()
+        };
+        Some(Goodbye {
+            stream: parts.stream,
+            words,
+        })
+    }
+
+    /// hyper is done: closes the socket without a reset, or waits for an upgraded connection's end.
+    pub(crate) async fn end(mut self, orders: &mut watch::Receiver<Order>) -> End {
+        let stream = if let Some(parts) = self.take_apart() {
+            parts.stream
+        } else {
+            self.shared.upgrade();
+            let returned = std::future::poll_fn(|cx| self.shared.poll_returned(cx));
+            match unless_cut(orders, returned).await {
+                Some(stream) => stream,
+                None => return self.cut(),
+            }
+        };
+        // The client that has closed its side sends nothing that could cause a reset.
+        if !self.shared.ended.load(Relaxed) {
+            drop(self);
+            unless_cut(orders, Box::pin(linger(stream, Vec::new()))).await;
+        }
+        End::Closed
+    }
+
+    pub(crate) fn cut(mut self) -> End {
+        self.shared.cut();
+        // Drops the exchange, which says its name.
+        self.http = None;
+        End::Cut {
+            request: self.shared.interrupted(),
+        }
+    }
+}
+
+impl<S: Answer> Drop for Life<'_, S> {
+    /// Nobody is there to take the socket back any more. A request body that lives on elsewhere
+    /// must not keep it open, and an upgraded connection's application must hear of it.
+    fn drop(&mut self) {
+        self.shared.cut();
+    }
+}
+
+/// Whether `leftover` holds part of a request. Blank lines before a request line mean nothing
+/// (RFC 9112, section 2.2).
+fn begins_request(leftover: &[u8]) -> bool {
+    leftover.iter().any(|byte| !matches!(byte, b'\r' | b'\n'))
+}

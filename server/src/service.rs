@@ -1,0 +1,119 @@
+//! Which services can be served: hyper's, and tower's (axum's `Router` is one).
+
+use std::{future::Future, net::SocketAddr, sync::Arc};
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::service::Service;
+use hyper_util::service::TowerToHyperService;
+
+use crate::RequestBody;
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Which connection a request came on; in the request's extensions.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// The client; `None` on a Unix socket. Survives the move of the connection to another process.
+    pub peer: Option<SocketAddr>,
+    /// The name of the listener that accepted it.
+    pub listener: Arc<str>,
+}
+
+/// A service that the server can call: implemented for hyper's services and for tower's, of
+/// [`RequestBody`] requests.
+///
+/// `Kind` only tells the two apart; it is inferred.
+pub trait IntoService<Kind> {
+    /// As hyper sees it.
+    type Service: Serve;
+
+    /// Makes it one.
+    fn into_service(self) -> Self::Service;
+}
+
+/// What the server asks of a service: cloned for each connection, called for each request.
+pub trait Serve:
+    Service<
+        Request<RequestBody>,
+        Response = Response<Self::Body>,
+        Error = Self::Failure,
+        Future: Future + Send + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + 'static
+{
+    /// The body of its answers.
+    type Body: Body<Data: Send, Error: Into<BoxError>> + Send + 'static;
+    /// What it fails with: the connection then ends without an answer.
+    type Failure: Into<BoxError>;
+}
+
+impl<S, B> Serve for S
+where
+    S: Service<Request<RequestBody>, Response = Response<B>, Future: Send + 'static>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Error: Into<BoxError>,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type Body = B;
+    type Failure = S::Error;
+}
+
+/// See [`IntoService`].
+#[derive(Debug)]
+pub struct Hyper;
+
+/// See [`IntoService`].
+#[derive(Debug)]
+pub struct Tower;
+
+impl<S: Serve> IntoService<Hyper> for S {
+    type Service = S;
+
+    fn into_service(self) -> S {
+        self
+    }
+}
+
+impl<S, B> IntoService<Tower> for S
+where
+    S: tower_service::Service<Request<RequestBody>, Response = Response<B>>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError> + 'static,
+    B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    type Service = TowerToHyperService<S>;
+
+    fn into_service(self) -> TowerToHyperService<S> {
+        TowerToHyperService::new(self)
+    }
+}
+
+/// Adds [`ConnectionInfo`] to each request.
+#[derive(Clone, Debug)]
+pub(crate) struct Informed<S> {
+    pub(crate) service: S,
+    pub(crate) info: ConnectionInfo,
+}
+
+impl<S: Serve> Service<Request<RequestBody>> for Informed<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<RequestBody>) -> S::Future {
+        request.extensions_mut().insert(self.info.clone());
+        self.service.call(request)
+    }
+}

@@ -1,0 +1,182 @@
+//! What `cargo xtask soak` can be asked for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Serialize, Serializer};
+
+/// How long a soak lasts if neither its length nor its number of reloads is given.
+const DEFAULT_DURATION: Duration = Duration::from_secs(60);
+/// Nobody means to start a soak that outlives a week; a typo does.
+const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Reload `hello` again and again under load, and count what its clients lose.
+///
+/// Two builds of `hello` replace each other on disk, and after each replacement
+/// `hello reload` runs. Meanwhile a client that never retries sends requests at
+/// fixed times: 70 % on kept-alive connections, 12 % on a new connection each,
+/// 6 % slow, 6 % uploads, 6 % streams. Latency counts from the time at which a
+/// request was to leave, so a server that stalls cannot hide it.
+///
+/// Without `--duration` and `--reloads` the soak lasts 60 s. With both, it ends at
+/// whichever comes first. Exit code 0: nothing was lost and every check passed;
+/// 1: something was, and the last lines say what; 130: interrupted.
+#[derive(Clone, Debug, clap::Args, Serialize)]
+pub(crate) struct SoakArgs {
+    /// Stop reloading after this long (`500ms`, `60s`, `2m`, `1h`).
+    #[arg(long, value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds")]
+    pub(crate) duration: Option<Duration>,
+
+    /// Stop after this many reloads.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) reloads: Option<u64>,
+
+    /// From the start of one reload to the start of the next. A reload that takes longer
+    /// is followed by the next at once; `0s` reloads back to back.
+    #[arg(long, default_value = "500ms", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds_always")]
+    pub(crate) every: Duration,
+
+    /// Requests per second, in all.
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rate: u32,
+
+    /// Keep-alive connections opened at the start. When all are busy at the time of a request,
+    /// one more is opened rather than letting the request wait.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) connections: u32,
+
+    /// Connections that mostly rest: each is used once every few reloads.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(crate) idle: u32,
+
+    /// Distance of the client, in milliseconds of round trip: what it sends arrives half of it
+    /// later, and it sees everything half of it late. Loopback alone hides the keep-alive race.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
+    pub(crate) client_delay_ms: u64,
+
+    /// The same seed gives the same sequence of requests.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Two binaries to alternate between, instead of building them.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) binaries: Vec<PathBuf>,
+
+    /// A further argument for `hello serve`; may be repeated.
+    #[arg(long = "serve-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub(crate) serve_args: Vec<String>,
+
+    /// Where `soak.json`, `losses.log` and `server.log` go. Default: `target/soak-report`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+impl SoakArgs {
+    /// Checks what clap cannot.
+    pub(crate) fn validate(&self) -> Result<()> {
+        ensure!(
+            self.binaries.is_empty() || self.binaries.len() == 2,
+            "--binaries takes two paths, A,B: {} given",
+            self.binaries.len()
+        );
+        Ok(())
+    }
+
+    /// How long to go on reloading at most. `None`: until the reloads are done, each of which is bounded.
+    pub(crate) fn limit(&self) -> Option<Duration> {
+        match (self.duration, self.reloads) {
+            (None, None) => Some(DEFAULT_DURATION),
+            (duration, _) => duration,
+        }
+    }
+
+    /// The delay of each direction.
+    pub(crate) fn one_way(&self) -> Duration {
+        Duration::from_millis(self.client_delay_ms) / 2
+    }
+}
+
+/// `500ms`, `1.5s`, `2m`, `1h`: a number and its unit.
+fn parse_duration(text: &str) -> Result<Duration> {
+    let split = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .context("a unit is missing: ms, s, m or h")?;
+    let (number, unit) = text.split_at(split);
+    let number: f64 = number
+        .parse()
+        .with_context(|| format!("`{number}` is not a number"))?;
+    let seconds = match unit {
+        "ms" => number / 1e3,
+        "s" => number,
+        "m" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => bail!("`{unit}` is not a unit: take ms, s, m or h"),
+    };
+    ensure!(seconds <= MAX_DURATION.as_secs_f64(), "longer than a week");
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[allow(clippy::ref_option, reason = "the signature is serde's")]
+fn as_seconds<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.map(|d| d.as_secs_f64()).serialize(serializer)
+}
+
+fn as_seconds_always<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_f64(duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Cli {
+        #[command(flatten)]
+        soak: SoakArgs,
+    }
+
+    fn parse(args: &[&str]) -> Result<SoakArgs, clap::Error> {
+        use clap::Parser;
+        Cli::try_parse_from([&["soak"], args].concat()).map(|cli| cli.soak)
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
+        assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
+        assert_eq!(parse_duration("2m").unwrap(), Duration::from_secs(120));
+        assert_eq!(parse_duration("1h").unwrap(), Duration::from_secs(3600));
+        for wrong in ["", "5", "s", "5d", "-5s", "1..5s", "1000h"] {
+            assert!(parse_duration(wrong).is_err(), "{wrong:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn without_a_bound_it_lasts_the_default_time() {
+        assert_eq!(parse(&[]).unwrap().limit(), Some(DEFAULT_DURATION));
+        assert_eq!(parse(&["--reloads", "3"]).unwrap().limit(), None);
+        assert_eq!(
+            parse(&["--reloads", "3", "--duration", "1s"])
+                .unwrap()
+                .limit(),
+            Some(Duration::from_secs(1))
+        );
+    }
+
+    #[test]
+    fn two_binaries_or_none() {
+        assert!(parse(&["--binaries", "a,b"]).unwrap().validate().is_ok());
+        assert!(parse(&["--binaries", "a"]).unwrap().validate().is_err());
+        assert!(parse(&["--rate", "0"]).is_err());
+        assert_eq!(
+            parse(&["--client-delay-ms", "20"]).unwrap().one_way(),
+            Duration::from_millis(10)
+        );
+    }
+}

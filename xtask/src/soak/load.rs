@@ -1,0 +1,288 @@
+//! The load: takes requests at their due times, finds each a connection, and enters what became of it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, anyhow, bail};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
+
+use super::client::{Client, Connection, Exchange};
+use super::outcome::{Outcome, Verdict};
+use super::request::{Ask, Kind};
+use super::schedule::{Paced, Schedule, Shot, pace};
+
+/// An idle connection is used once in so many reloads …
+const IDLE_TURNS: usize = 5;
+/// … or this long after the group before it, if reloads are rare: a server may close what
+/// rests too long, and rightly so.
+const IDLE_PAUSE: Duration = Duration::from_secs(5);
+
+/// Connections opened at once, at the start: fewer than the shortest backlog takes.
+const OPEN_AT_A_TIME: u32 = 64;
+
+/// Connections that are kept alive, least recently used first: all of them are used in turn,
+/// so that each one lives through reloads in every state.
+#[derive(Debug)]
+struct Pool {
+    client: Arc<Client>,
+    rested: Mutex<VecDeque<Connection>>,
+    /// Opened because all others were busy.
+    extra: AtomicU64,
+}
+
+impl Pool {
+    fn take(&self) -> Option<Connection> {
+        let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closed ones were entered into the book by the task that drove them.
+        std::iter::from_fn(|| rested.pop_front()).find(Connection::is_open)
+    }
+
+    fn put(&self, connection: Connection) {
+        self.rested
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push_back(connection);
+    }
+
+    async fn on_own_connection(&self, ask: Ask) -> Verdict {
+        match self.client.connect(ask.kind).await {
+            Ok(mut connection) => self.client.first_exchange(&mut connection, ask).await,
+            Err(verdict) => verdict,
+        }
+    }
+
+    /// On a rested connection, or a new one if there is none.
+    async fn on_kept_connection(&self, shot: Shot) {
+        let ask = shot.ask;
+        // Ends: each round uses up a connection that rested, or returns.
+        while let Some(mut connection) = self.take() {
+            if let Exchange::Done(verdict) = self.client.exchange(&mut connection, ask).await {
+                return self.settle(shot, connection, verdict).await;
+            }
+        }
+        self.extra.fetch_add(1, Ordering::Relaxed);
+        match self.client.connect(ask.kind).await {
+            Ok(mut connection) => {
+                let verdict = self.client.first_exchange(&mut connection, ask).await;
+                self.settle(shot, connection, verdict).await;
+            }
+            Err(verdict) => self.client.book.enter(ask.kind, shot.due, verdict),
+        }
+    }
+
+    async fn settle(&self, shot: Shot, connection: Connection, verdict: Verdict) {
+        self.client.book.enter(shot.ask.kind, shot.due, verdict);
+        if let Some(connection) = self.client.rest(connection, shot.ask.kind).await {
+            self.put(connection);
+        }
+    }
+
+    async fn fire(self: Arc<Self>, shot: Shot) {
+        if shot.ask.kind == Kind::NewConnection {
+            let verdict = self.on_own_connection(shot.ask).await;
+            self.client.book.enter(shot.ask.kind, shot.due, verdict);
+        } else {
+            self.on_kept_connection(shot).await;
+        }
+    }
+}
+
+/// What the load was, once it is over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    /// Requests of the schedule, and how late the worst of them left.
+    pub(crate) paced: Paced,
+    /// Connections opened because all others were busy.
+    pub(crate) extra: u64,
+}
+
+/// The running load.
+#[derive(Debug)]
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    pacer: Option<JoinHandle<Paced>>,
+    dispatcher: tokio::task::JoinHandle<()>,
+    in_flight: TaskTracker,
+    pool: Arc<Pool>,
+}
+
+impl Load {
+    /// Opens `connections` and starts sending.
+    pub(crate) async fn start(
+        client: &Arc<Client>,
+        connections: u32,
+        rate: u32,
+        seed: u64,
+    ) -> Result<Self> {
+        let rested = open(client, connections, Kind::KeepAlive).await?;
+        let pool = Arc::new(Pool {
+            client: Arc::clone(client),
+            rested: Mutex::new(rested.into()),
+            extra: AtomicU64::new(0),
+        });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (shots, mut due) = mpsc::unbounded_channel();
+        let pacer = pace(
+            Schedule::new(Instant::now(), rate, seed),
+            Arc::clone(&stop),
+            shots,
+        );
+        let in_flight = TaskTracker::new();
+        let dispatcher = tokio::spawn({
+            let (in_flight, pool) = (in_flight.clone(), Arc::clone(&pool));
+            async move {
+                while let Some(shot) = due.recv().await {
+                    in_flight.spawn(Arc::clone(&pool).fire(shot));
+                }
+            }
+        });
+        Ok(Self {
+            stop,
+            pacer: Some(pacer),
+            dispatcher,
+            in_flight,
+            pool,
+        })
+    }
+
+    /// Sends nothing new, waits for what is under way, and closes all connections.
+    pub(crate) async fn finish(mut self) -> Result<Sent> {
+        self.stop.store(true, Ordering::Relaxed);
+        let Some(pacer) = self.pacer.take() else {
+            bail!("the load was finished twice")
+        };
+        let paced = tokio::task::spawn_blocking(move || pacer.join())
+            .await?
+            .map_err(|_| anyhow!("the pacing thread panicked"))?;
+        // The pacer has dropped its end: the dispatcher takes what is left, and ends.
+        (&mut self.dispatcher).await?;
+        self.in_flight.close();
+        // Every request is bounded by the client's timeouts: connect, exchange, rest.
+        let bound = self.pool.client.timeout * 3 + self.pool.client.one_way * 4;
+        if tokio::time::timeout(bound, self.in_flight.wait())
+            .await
+            .is_err()
+        {
+            bail!(
+                "{} requests are still under way {bound:?} after the last one left",
+                self.in_flight.len()
+            );
+        }
+        Ok(Sent {
+            paced,
+            extra: self.pool.extra.load(Ordering::Relaxed),
+        })
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Opens `count` connections that rest. One that cannot be opened ends the soak before it begins.
+async fn open(client: &Arc<Client>, count: u32, kind: Kind) -> Result<Vec<Connection>> {
+    let mut connections = Vec::new();
+    let mut left = count;
+    while left > 0 {
+        let batch = left.min(OPEN_AT_A_TIME);
+        left -= batch;
+        let opening: JoinSet<_> = (0..batch)
+            .map(|_| {
+                let client = Arc::clone(client);
+                async move { Ok(client.rest(client.connect(kind).await?, kind).await) }
+            })
+            .collect();
+        for opened in opening.join_all().await {
+            let lost = |lost: Verdict| anyhow!("{}: {}", lost.outcome.name(), lost.detail);
+            connections.extend(opened.map_err(lost)?);
+        }
+    }
+    Ok(connections)
+}
+
+/// Connections that rest most of the time. While they do, hyper reads, so that an end is seen at once.
+#[derive(Debug)]
+pub(crate) struct Idle {
+    client: Arc<Client>,
+    connections: Vec<Option<Connection>>,
+}
+
+impl Idle {
+    /// Opens `count` connections.
+    pub(crate) async fn open(client: &Arc<Client>, count: u32) -> Result<Self> {
+        let connections = open(client, count, Kind::Idle)
+            .await?
+            .into_iter()
+            .map(Some)
+            .collect();
+        Ok(Self {
+            client: Arc::clone(client),
+            connections,
+        })
+    }
+
+    /// After each reload (`reloads` changes) uses a part of them, until `reloads` is dropped; then all.
+    pub(crate) async fn tend(mut self, mut reloads: watch::Receiver<u64>) {
+        for turn in 0.. {
+            match tokio::time::timeout(IDLE_PAUSE, reloads.changed()).await {
+                Ok(Err(_)) => break,
+                Ok(Ok(())) | Err(_) => self.use_some(turn % IDLE_TURNS, IDLE_TURNS).await,
+            }
+        }
+        self.use_some(0, 1).await;
+    }
+
+    /// All at a time: those that have to wait for a timeout do not make the others late.
+    async fn use_some(&mut self, first: usize, step: usize) {
+        let mut using = JoinSet::new();
+        for index in (first..self.connections.len()).step_by(step) {
+            let (client, connection) = (Arc::clone(&self.client), self.connections[index].take());
+            using.spawn(async move { (index, client.use_idle(connection).await) });
+        }
+        while let Some(used) = using.join_next().await {
+            if let Ok((index, connection)) = used {
+                self.connections[index] = connection;
+            }
+        }
+    }
+}
+
+impl Client {
+    /// On a connection opened for it: not sent is lost.
+    pub(crate) async fn first_exchange(&self, connection: &mut Connection, ask: Ask) -> Verdict {
+        match self.exchange(connection, ask).await {
+            Exchange::Done(verdict) => verdict,
+            Exchange::Unsent => Verdict::lost(
+                Outcome::Protocol,
+                0,
+                "a new connection was taken for a rested one".into(),
+            ),
+        }
+    }
+
+    /// One request; a connection that is gone is replaced, so that later reloads meet one again.
+    async fn use_idle(&self, connection: Option<Connection>) -> Option<Connection> {
+        let ask = Ask::plain(Kind::Idle);
+        let due = Instant::now();
+        if let Some(mut connection) = connection.filter(Connection::is_open)
+            && let Exchange::Done(verdict) = self.exchange(&mut connection, ask).await
+        {
+            self.book.enter(ask.kind, due, verdict);
+            return self.rest(connection, ask.kind).await;
+        }
+        match self.connect(ask.kind).await {
+            Ok(connection) => self.rest(connection, ask.kind).await,
+            Err(verdict) => {
+                self.book.enter(ask.kind, due, verdict);
+                None
+            }
+        }
+    }
+}
