@@ -23,6 +23,7 @@ use crate::{
         self, Outcome,
         message::{Generation, ListenerChanges},
     },
+    failpoint::Side,
     link::{Heard, Link, Peer},
     listeners::Listener,
     pidfile::Lock,
@@ -102,7 +103,7 @@ impl ChildDriver {
         let (machine, actions) = Child::new(shared.settings.promote);
         shared.set_upstream(true);
         let mut driver = Self {
-            link: Link::new(channel, parent)?,
+            link: Link::new(Side::Child, channel, parent)?,
             shared,
             machine,
             offered: Some(offered),

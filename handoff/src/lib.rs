@@ -29,6 +29,7 @@ mod child;
 mod codec;
 mod connections;
 pub mod control;
+mod failpoint;
 mod link;
 pub mod listeners;
 mod live;

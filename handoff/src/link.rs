@@ -20,6 +20,7 @@ use tokio::{
 
 use crate::{
     channel::{Channel, ChannelError, Read, Received},
+    failpoint::{self, Side},
     process::{self, Signal},
     protocol::Timer,
     registered::register,
@@ -101,6 +102,7 @@ impl Peer {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Link {
+    side: Side,
     channel: Channel,
     pub(crate) peer: Peer,
     pub(crate) timers: Timers,
@@ -111,8 +113,9 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(channel: OwnedFd, pidfd: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn new(side: Side, channel: OwnedFd, pidfd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
+            side,
             channel: Channel::new(channel)?,
             peer: Peer::new(pidfd)?,
             timers: Timers::default(),
@@ -134,7 +137,10 @@ impl Link {
         fds: Vec<Arc<OwnedFd>>,
     ) -> Result<(), ChannelError> {
         tracing::trace!(%message, fds = fds.len(), "say");
-        self.channel.queue(message, fds)
+        failpoint::hit(self.side, "before-say", message);
+        let said = self.channel.queue(message, fds);
+        failpoint::hit(self.side, "after-say", message);
+        said
     }
 
     /// Writes what is queued before this process ends.
@@ -191,6 +197,7 @@ impl Link {
         match self.channel.try_recv() {
             Ok(Some(Read::Message(received))) => {
                 tracing::trace!(message = %received.message, fds = received.fds.len(), "heard");
+                failpoint::hit(self.side, "heard", &received.message);
                 // An ack may have made room for descriptors that the kernel would not take.
                 match self.channel.write_queued() {
                     Ok(()) => Some(Heard::Message(received)),

@@ -19,6 +19,7 @@ use crate::{
         Event as News, Outcome,
         message::{Generation, ListenerChanges},
     },
+    failpoint::Side,
     link::{Heard, Link},
     process::{self, Signal, Spawned},
     protocol::{
@@ -116,7 +117,7 @@ impl ParentDriver {
         let link = child
             .as_fd()
             .try_clone_to_owned()
-            .and_then(|pidfd| Link::new(channel, pidfd));
+            .and_then(|pidfd| Link::new(Side::Parent, channel, pidfd));
         let link = match link {
             Ok(link) => link,
             Err(e) => return Err((format!("cannot watch the child: {e}"), pass)),

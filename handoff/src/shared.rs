@@ -338,7 +338,18 @@ impl Shared {
             tracing::error!(%error, "the pidfile does not name this process: `kill` by it will not work");
         }
         self.resume_control();
-        let _ = self.serving_since.set(Instant::now());
+        if self.serving_since.set(Instant::now()).is_ok() {
+            let listeners: Vec<String> = self
+                .listeners()
+                .iter()
+                .map(|l| format!("{}={}", l.name(), l.address()))
+                .collect();
+            tracing::info!(
+                generation = self.identity().generation,
+                listeners = listeners.join(" "),
+                "serving"
+            );
+        }
     }
 
     pub(crate) fn resume_control(&self) {

@@ -1,0 +1,159 @@
+//! A client of one connection, at the level of bytes: it never retries and never reconnects.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
+};
+
+use super::LONG;
+
+/// One connection.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// Who answered.
+    pub fn generation(&self) -> u64 {
+        self.header("x-generation")
+            .and_then(|g| g.parse().ok())
+            .expect("x-generation")
+    }
+
+    pub fn closes(&self) -> bool {
+        self.header("connection")
+            .is_some_and(|c| c.eq_ignore_ascii_case("close"))
+    }
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("connect");
+        stream.set_nodelay(true).expect("nodelay");
+        stream.set_read_timeout(Some(LONG)).expect("timeout");
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    pub fn socket(&self) -> &TcpStream {
+        self.stream.get_ref()
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream
+            .get_mut()
+            .write_all(bytes.as_ref())
+            .expect("send");
+    }
+
+    /// A whole exchange.
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.send(request(path));
+        self.answer()
+    }
+
+    /// The next answer, which must come.
+    pub fn answer(&mut self) -> Answer {
+        self.try_answer()
+            .expect("an answer")
+            .expect("an answer before the end of the connection")
+    }
+
+    /// The next answer; `None` if the connection was closed in order instead.
+    pub fn try_answer(&mut self) -> io::Result<Option<Answer>> {
+        let Some(line) = self.line()? else {
+            return Ok(None);
+        };
+        let status = line
+            .split(' ')
+            .nth(1)
+            .and_then(|s| s.parse().ok())
+            .expect("a status line");
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            if line.is_empty() {
+                break;
+            }
+            let (name, value) = line.split_once(':').expect("a header");
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut answer = Answer {
+            status,
+            headers,
+            body: Vec::new(),
+        };
+        if status >= 200 && status != 204 && status != 304 {
+            answer.body = self.body(&answer)?;
+        }
+        Ok(Some(answer))
+    }
+
+    fn body(&mut self, answer: &Answer) -> io::Result<Vec<u8>> {
+        let mut body = Vec::new();
+        if let Some(length) = answer.header("content-length") {
+            body.resize(length.parse().expect("a length"), 0);
+            self.stream.read_exact(&mut body)?;
+        } else if answer.header("transfer-encoding") == Some("chunked") {
+            loop {
+                let size = self.line()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+                let size = usize::from_str_radix(&size, 16).expect("a chunk size");
+                let mut chunk = vec![0; size + 2];
+                self.stream.read_exact(&mut chunk)?;
+                if size == 0 {
+                    break;
+                }
+                body.extend_from_slice(&chunk[..size]);
+            }
+        } else {
+            self.stream.read_to_end(&mut body)?;
+        }
+        Ok(body)
+    }
+
+    fn line(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        if self.stream.read_line(&mut line)? == 0 {
+            return Ok(None);
+        }
+        Ok(Some(line.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
+    /// Waits for the end of the connection, which must be in order (no RST) and without further
+    /// bytes.
+    pub fn expect_end(&mut self) {
+        let mut rest = Vec::new();
+        self.stream.read_to_end(&mut rest).expect("an end in order");
+        assert!(
+            rest.is_empty(),
+            "unexpected: {}",
+            String::from_utf8_lossy(&rest)
+        );
+    }
+}
+
+/// A GET request.
+pub fn request(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")
+}

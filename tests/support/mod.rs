@@ -1,0 +1,307 @@
+//! One running `hello` and all that a test needs to press it hard.
+//!
+//! A test owns its world: a directory, a port that the kernel chose, a pidfile; and leaves nothing
+//! behind: when [`Hello`] is dropped, every process that ran from its directory is killed.
+
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its part")]
+
+use std::{
+    fs,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+pub mod client;
+pub mod load;
+
+/// Longer than anything takes, even on a machine that is busy with other things: a test that waits
+/// so long has failed.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A running server.
+pub struct Hello {
+    dir: TempDir,
+    child: Option<Child>,
+    address: SocketAddr,
+}
+
+/// How to start one.
+pub struct Start {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Start {
+    pub fn arg(mut self, arg: impl Into<String>) -> Self {
+        self.args.push(arg.into());
+        self
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(self) -> Hello {
+        let dir = tempfile::Builder::new()
+            .prefix("hello-test-")
+            .tempdir()
+            .expect("tempdir");
+        let binary = dir.path().join("hello");
+        fs::copy(env!("CARGO_BIN_EXE_hello"), &binary).expect("copy hello");
+        let log = fs::File::create(dir.path().join("log")).expect("log");
+        let child = Command::new(&binary)
+            .args(["serve", "--listen", "127.0.0.1:0", "--pidfile"])
+            .arg(dir.path().join("hello.pid"))
+            .args(&self.args)
+            .envs(self.env.iter().map(|(n, v)| (n, v)))
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("start hello");
+        let mut hello = Hello {
+            dir,
+            child: Some(child),
+            address: ([127, 0, 0, 1], 0).into(),
+        };
+        hello.wait_until_serving();
+        let status = hello.status();
+        let address = status["listeners"][0]["address"]
+            .as_str()
+            .expect("an address");
+        hello.address = address.parse().expect("an address");
+        hello
+    }
+}
+
+impl Hello {
+    /// A server with the options that a test adds.
+    pub fn with() -> Start {
+        Start {
+            args: Vec::new(),
+            env: Vec::new(),
+        }
+    }
+
+    /// A server with the default options.
+    pub fn start() -> Self {
+        Self::with().start()
+    }
+
+    fn wait_until_serving(&mut self) {
+        eventually("the server answers", || {
+            if let Some(status) = self
+                .child
+                .as_mut()
+                .and_then(|c| c.try_wait().expect("wait"))
+            {
+                panic!("hello ended with {status}: {}", self.log());
+            }
+            self.hello(&["status"]).status.success()
+        });
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The binary that a reload starts.
+    pub fn binary(&self) -> PathBuf {
+        self.dir.path().join("hello")
+    }
+
+    pub fn pidfile(&self) -> PathBuf {
+        self.dir.path().join("hello.pid")
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.dir.path().join("hello.pid.sock")
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What all generations wrote to stderr.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    /// The pid in the pidfile.
+    pub fn pid(&self) -> u32 {
+        fs::read_to_string(self.pidfile())
+            .expect("pidfile")
+            .trim()
+            .parse()
+            .expect("a pid")
+    }
+
+    /// Runs a verb of the *original* binary against this server, whatever has become of the one on
+    /// disk.
+    pub fn hello(&self, args: &[&str]) -> Output {
+        self.verb(args).output().expect("run hello")
+    }
+
+    /// The same, not yet started.
+    pub fn verb(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hello"));
+        command
+            .args(args)
+            .arg("--pidfile")
+            .arg(self.pidfile())
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// `hello reload`, which must succeed.
+    pub fn reload(&self) -> String {
+        let output = self.hello(&["reload"]);
+        assert!(
+            output.status.success(),
+            "reload: {}\n{}",
+            text(&output),
+            self.log()
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// `hello reload`, which must fail with this exit code; what it said.
+    pub fn reload_fails(&self, code: i32) -> String {
+        let output = self.hello(&["reload"]);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "reload: {}\n{}",
+            text(&output),
+            self.log()
+        );
+        text(&output)
+    }
+
+    /// `hello status --json`.
+    pub fn status(&self) -> serde_json::Value {
+        let output = self.hello(&["status", "--json"]);
+        assert!(
+            output.status.success(),
+            "status: {}\n{}",
+            text(&output),
+            self.log()
+        );
+        serde_json::from_slice(&output.stdout).expect("JSON")
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.status()["generation"].as_u64().expect("a generation")
+    }
+
+    /// Sends a signal to a process.
+    pub fn signal(&self, pid: u32, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        nix::sys::signal::kill(pid, signal).expect("kill");
+    }
+
+    /// Puts a shell script where the binary was: what the next reload starts.
+    pub fn replace_binary_by_script(&self, script: &str) {
+        self.replace_binary(format!("#!/bin/sh\n{script}\n").as_bytes());
+    }
+
+    /// Replaces the binary as a deploy does: a new file, renamed over.
+    pub fn replace_binary(&self, content: &[u8]) {
+        let new = self.dir.path().join("hello.new");
+        fs::write(&new, content).expect("write");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("chmod");
+        fs::rename(&new, self.binary()).expect("rename");
+    }
+
+    /// Puts the real binary back.
+    pub fn restore_binary(&self) {
+        self.replace_binary(&fs::read(env!("CARGO_BIN_EXE_hello")).expect("read hello"));
+    }
+
+    /// Processes that run from this server's directory and are not zombies, by pid.
+    pub fn processes(&self) -> Vec<u32> {
+        let mut pids = Vec::new();
+        for entry in fs::read_dir("/proc").expect("/proc").flatten() {
+            let Some(pid) = entry
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse().ok())
+            else {
+                continue;
+            };
+            // A zombie has no command line.
+            let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+                continue;
+            };
+            let dir = self.dir.path().as_os_str().as_encoded_bytes();
+            if line.windows(dir.len()).any(|window| window == dir) && pid != std::process::id() {
+                pids.push(pid);
+            }
+        }
+        pids.sort_unstable();
+        pids
+    }
+
+    /// Waits until only the process in the pidfile is left.
+    pub fn settles(&self) {
+        eventually("one generation is left", || {
+            let pids = self.processes();
+            pids.len() == 1
+                && fs::read_to_string(self.pidfile())
+                    .is_ok_and(|pid| pid.trim() == pids[0].to_string())
+        });
+    }
+
+    /// How many descriptors a process has.
+    pub fn descriptors(&self, pid: u32) -> usize {
+        fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("fds")
+            .count()
+    }
+}
+
+impl Drop for Hello {
+    fn drop(&mut self) {
+        // Newest last: a child that is being started may appear while its parent is killed.
+        for _ in 0..3 {
+            for pid in self.processes() {
+                let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+                let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            }
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- log of the server\n{}", self.log());
+        }
+    }
+}
+
+/// All that a command said.
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+/// Waits for an event of another process, of which there is no word but its effect.
+pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < LONG, "waited {LONG:?} until {what}");
+        std::thread::yield_now();
+    }
+}
