@@ -157,7 +157,7 @@ impl Acceptor {
         let fd = listener.as_fd().try_clone_to_owned()?;
         let socket = match listener.kind() {
             Kind::Tcp => Socket::Tcp(TcpListener::from_std(fd.into())?),
-            _ => Socket::Unix(UnixListener::from_std(fd.into())?),
+            Kind::Unix => Socket::Unix(UnixListener::from_std(fd.into())?),
         };
         Ok(Self {
             name: listener.name().to_owned(),

@@ -95,7 +95,7 @@ impl ParentDriver {
             watcher.news.tell(&News::Stderr {
                 reload,
                 line: line.to_owned(),
-            })
+            });
         };
         let (capture, write_end) = PassThrough::stderr()
             .and_then(|sink| Capture::new(sink, on_line))

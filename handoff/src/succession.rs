@@ -38,8 +38,11 @@ pub(crate) enum Command {
     Ready(Result<(), String>, oneshot::Sender<()>),
 }
 
+/// A child that runs, or why it does not.
+type Started = Result<Box<ParentDriver>, (String, Option<mpsc::Receiver<PassRequest>>)>;
+
 /// A child that is being started.
-type Starting = JoinHandle<Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>>;
+type Starting = JoinHandle<Started>;
 
 /// The graceful end of this process without a successor.
 #[derive(Debug)]
@@ -68,7 +71,7 @@ pub(crate) struct Succession {
 enum Woken {
     Upstream(ChildEvent),
     Downstream(ParentEvent),
-    Started(Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>),
+    Started(Started),
     Signal(signals::Request),
     Asked(Incoming),
     Command(Command),
@@ -287,6 +290,7 @@ impl Succession {
             match (spawn.await, pass) {
                 (Ok(Ok(parts)), Some(pass)) => {
                     ParentDriver::new(shared, reload, started, parts, pass)
+                        .map(Box::new)
                         .map_err(|(reason, pass)| (reason, Some(pass)))
                 }
                 (Ok(Err(reason)), pass) => Err((reason, pass)),
@@ -301,16 +305,13 @@ impl Succession {
         reload
     }
 
-    fn started(
-        &mut self,
-        result: Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)>,
-    ) {
+    fn started(&mut self, result: Started) {
         let Some((reload, ..)) = self.starting.take() else {
             return;
         };
         match result {
             Ok(driver) => {
-                self.downstream = Some(driver);
+                self.downstream = Some(*driver);
                 // A stop that came meanwhile is said now.
                 if self.ending.is_some() {
                     let event = ParentEvent::Stop("the service is stopping".to_owned());
@@ -627,9 +628,7 @@ async fn next_of_child(downstream: &mut Option<ParentDriver>) -> ParentEvent {
     }
 }
 
-async fn started(
-    starting: &mut Option<(u64, Instant, Starting)>,
-) -> Result<ParentDriver, (String, Option<mpsc::Receiver<PassRequest>>)> {
+async fn started(starting: &mut Option<(u64, Instant, Starting)>) -> Started {
     match starting {
         Some((.., task)) => match task.await {
             Ok(result) => result,

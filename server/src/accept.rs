@@ -112,7 +112,7 @@ pub(crate) async fn adopt<S: Serve>(
         match drain::take_up(connection) {
             Ok((stream, carried)) => spawn(&server, stream, carried, info, guard),
             Err(error) => {
-                tracing::error!(%error, "a connection that was handed over cannot be served")
+                tracing::error!(%error, "a connection that was handed over cannot be served");
             }
         }
     }

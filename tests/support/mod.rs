@@ -3,7 +3,12 @@
 //! A test owns its world: a directory, a port that the kernel chose, a pidfile; and leaves nothing
 //! behind: when [`Hello`] is dropped, every process that ran from its directory is killed.
 
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses its part")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test binary uses its part"
+)]
 
 use std::{
     fs,

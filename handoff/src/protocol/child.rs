@@ -134,6 +134,11 @@ impl Child {
         self.state
     }
 
+    #[cfg(test)]
+    pub(crate) fn promotes(&self) -> bool {
+        self.promote
+    }
+
     /// Whether this process is the one that serves.
     #[cfg(test)]
     pub(crate) fn has_taken_over(&self) -> bool {

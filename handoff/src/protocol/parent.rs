@@ -184,6 +184,15 @@ impl Parent {
         matches!(self.state, State::Draining { .. })
     }
 
+    /// Reasons make states differ that are the same otherwise.
+    #[cfg(test)]
+    pub(crate) fn forget_words(&mut self) {
+        if let State::Revoking(failure) | State::Dying(failure) = &mut self.state {
+            failure.phase = "";
+            failure.reason.clear();
+        }
+    }
+
     /// One step.
     pub(crate) fn on(&mut self, event: Event) -> Vec<Action> {
         match (&self.state, event) {
