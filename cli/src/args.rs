@@ -42,7 +42,7 @@ Exit codes:
   1  failed; a reload that fails leaves the old generation serving
   2  the command line is not understood
   3  no server is running
-  4  timed out: the outcome is not known";
+  4  the outcome is not known: timed out, or the server went away";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -244,7 +244,7 @@ Exit codes:
   1  failed, or refused: the old generation serves on
   2  the command line is not understood
   3  no server is running
-  4  timed out: the outcome is not known; `hello status` tells";
+  4  the outcome is not known (timed out, or the server went away): `hello status` tells";
 
 /// End the running server, after the requests under way
 ///

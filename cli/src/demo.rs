@@ -24,6 +24,9 @@ use query::Query;
 /// Compiled in by `build.rs`, so that two builds differ.
 pub(crate) const GREETING: &str = env!("HELLO_GREETING");
 
+/// In one piece, so that a test finds it in the executable and makes another build of it.
+const HELLO: &str = concat!("hello world ", env!("HELLO_GREETING"), "\n");
+
 /// The longest a handler waits, so that a drain's end is in sight.
 const MAX_PAUSE_MS: u64 = 60_000;
 
@@ -80,7 +83,7 @@ impl Demo {
         // such a connection ends with its answer.
         let query = Query::of(request.uri());
         let response = match route {
-            Route::Hello => text(format!("hello world {GREETING}\n")),
+            Route::Hello => text(HELLO),
             Route::Slow => {
                 let ms = query.number("ms", 1_000, MAX_PAUSE_MS)?;
                 tokio::time::sleep(Duration::from_millis(ms)).await;

@@ -18,7 +18,7 @@ Exit codes:
   1  failed; a reload that fails leaves the old generation serving
   2  the command line is not understood
   3  no server is running
-  4  timed out: the outcome is not known";
+  4  the outcome is not known: timed out, or the server went away";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

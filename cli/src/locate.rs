@@ -52,7 +52,9 @@ impl Which {
     pub(crate) fn failure(&self, error: ClientError) -> Failure {
         match &error {
             ClientError::Connect(cause) if cause.is_not_running() => self.no_answer(error),
-            ClientError::TimedOut { .. } => Exit::TimedOut.because(error),
+            ClientError::TimedOut { .. } | ClientError::Gone | ClientError::Forgotten { .. } => {
+                Exit::TimedOut.because(error)
+            }
             _ => Exit::Failed.because(error),
         }
     }

@@ -15,12 +15,16 @@ const ERASE: &[u8] = b"\r\x1b[K";
 /// How often the elapsed time is redrawn.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
 
+/// How many of the child's lines to know again: as many as a failed reload comes with.
+const MAX_SHOWN: usize = 50;
+
 pub(crate) struct Progress<W> {
     out: W,
     terminal: bool,
     phase: Option<Phase>,
     drawn: bool,
-    stderr_lines: usize,
+    /// The last of the child's lines that were shown.
+    shown: Vec<String>,
 }
 
 struct Phase {
@@ -48,7 +52,7 @@ impl<W: Write> Progress<W> {
             terminal,
             phase: None,
             drawn: false,
-            stderr_lines: 0,
+            shown: Vec::new(),
         }
     }
 
@@ -70,19 +74,29 @@ impl<W: Write> Progress<W> {
                 self.draw();
             }
             Event::Stderr { line, .. } => {
-                self.stderr_lines += 1;
                 self.child_said(line);
+                if self.shown.len() == MAX_SHOWN {
+                    self.shown.remove(0);
+                }
+                self.shown.push(line.clone());
                 self.draw();
             }
             _ => {}
         }
     }
 
-    /// The child's last words, unless they were shown as they came.
+    /// The child's last words, as far as they were not shown as they came: a child that says more than can be
+    /// passed on says why it fails at the end.
     pub(crate) fn last_words(&mut self, lines: &[String]) {
-        if self.stderr_lines == 0 {
-            lines.iter().for_each(|line| self.child_said(line));
+        let most = lines.len().min(self.shown.len());
+        let known = (1..=most)
+            .rev()
+            .find(|known| self.shown.ends_with(&lines[..*known]));
+        if known.is_none() && most > 0 {
+            self.child_said("[…]");
         }
+        let known = known.unwrap_or(0);
+        lines[known..].iter().for_each(|line| self.child_said(line));
     }
 
     pub(crate) fn draw(&mut self) {
@@ -149,6 +163,34 @@ mod tests {
     #[test]
     fn a_log_file_has_the_childs_words_only() {
         assert_eq!(shown(false), "child: warming up\n");
+    }
+
+    #[test]
+    fn words_that_were_lost_on_the_way_are_shown_at_the_end() {
+        let words = |words: &[&str]| {
+            words
+                .iter()
+                .map(|word| (*word).to_owned())
+                .collect::<Vec<_>>()
+        };
+        for (last, expected) in [
+            (
+                words(&["b", "c", "d"]),
+                "child: a\nchild: b\nchild: c\nchild: d\n",
+            ),
+            (
+                words(&["x", "y"]),
+                "child: a\nchild: b\nchild: […]\nchild: x\nchild: y\n",
+            ),
+            (words(&[]), "child: a\nchild: b\n"),
+        ] {
+            let mut progress = Progress::new(Vec::new(), false);
+            for line in words(&["a", "b"]) {
+                progress.learn(&Event::Stderr { reload: 7, line });
+            }
+            progress.last_words(&last);
+            assert_eq!(String::from_utf8(progress.out).unwrap(), expected);
+        }
     }
 
     #[test]

@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
     let serving: Serving = starting.ready().await?;
     eprintln!("generation {} serves", serving.identity().generation);
 
-    let mut acceptor = serving.acceptor("echo")?;
+    let mut acceptor = serving.acceptor("echo").expect("a listener named echo");
     while let Some(accepted) = acceptor.accept().await {
         let number = connections.add(1);
         tokio::spawn(async move {

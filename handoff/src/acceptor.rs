@@ -1,6 +1,7 @@
 //! Accepting on an inherited or bound listener, for exactly as long as this process should.
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     os::fd::{AsFd, OwnedFd},
@@ -152,22 +153,42 @@ pub struct Acceptor {
     alive: Option<OtherGuard>,
 }
 
-impl Acceptor {
-    pub(crate) fn new(shared: Arc<Shared>, listener: &Listener) -> io::Result<Self> {
-        let fd = listener.as_fd().try_clone_to_owned()?;
-        let socket = match listener.kind() {
-            Kind::Tcp => Socket::Tcp(TcpListener::from_std(fd.into())?),
-            Kind::Unix => Socket::Unix(UnixListener::from_std(fd.into())?),
+/// All listeners, registered with tokio: what can fail has been done before the process is committed.
+#[derive(Debug)]
+pub(crate) struct Acceptors(HashMap<String, Socket>);
+
+impl Acceptors {
+    pub(crate) fn new(shared: &Shared) -> io::Result<Self> {
+        let register = |listener: &Arc<Listener>| {
+            let fd = listener.as_fd().try_clone_to_owned()?;
+            let socket = match listener.kind() {
+                Kind::Tcp => Socket::Tcp(TcpListener::from_std(fd.into())?),
+                Kind::Unix => Socket::Unix(UnixListener::from_std(fd.into())?),
+            };
+            Ok((listener.name().to_owned(), socket))
         };
-        Ok(Self {
-            name: listener.name().to_owned(),
+        shared
+            .listeners()
+            .iter()
+            .map(register)
+            .collect::<io::Result<_>>()
+            .map(Self)
+    }
+
+    /// The acceptor of the named listener, once.
+    pub(crate) fn take(&mut self, name: &str, shared: &Arc<Shared>) -> Option<Acceptor> {
+        let (name, socket) = self.0.remove_entry(name)?;
+        Some(Acceptor {
+            name,
             phase: shared.phase.subscribe(),
             alive: Some(shared.live.other()),
             socket: Some(socket),
-            shared,
+            shared: shared.clone(),
         })
     }
+}
 
+impl Acceptor {
     /// The listener's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -242,7 +263,10 @@ impl Acceptor {
     }
 
     fn end(&mut self) {
-        if self.socket.take().is_some() && self.shared.is_removed(&self.name) {
+        // Where nobody accepts after us, whoever comes is to be refused at once, and not let into a
+        // queue that is reset at the end.
+        let is_last = *self.phase.borrow() == Phase::Stopping || self.shared.is_removed(&self.name);
+        if self.socket.take().is_some() && is_last {
             self.shared.forget_listener(&self.name);
         }
         self.alive = None;

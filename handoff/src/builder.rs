@@ -2,18 +2,22 @@
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
 use crate::{
+    acceptor::Acceptors,
     child::{ChildDriver, Offered, Source},
     control,
     listeners::{self, Address, Listener, Reconciled, Spec},
     pidfile::{self, Lock, Paths},
     process::{self, Program},
     serving::Serving,
-    shared::{Adopted, Hook, Hooks, Report, Settings, Shared, call},
+    shared::{Adopted, Hook, Hooks, Phase, Report, Settings, Shared, Turn},
     signals::Signals,
-    state::{Section, Snapshot},
+    state::{self, Section, Snapshot},
     succession::{self, Command, Succession},
     wire::Prepared,
     words,
@@ -35,7 +39,7 @@ pub enum Orphan {
 #[non_exhaustive]
 pub enum StartError {
     /// A descriptor, a signal handler or the like could not be had.
-    #[error("cannot {step}: {source}")]
+    #[error("cannot {step}")]
     Io {
         /// What was tried.
         step: &'static str,
@@ -222,7 +226,8 @@ impl Builder {
         if !is_child {
             own_the_names(&shared)?;
         }
-        tokio::spawn(Succession::new(shared.clone(), signals, inbox, receivers, upstream).run());
+        let succession = Succession::new(shared.clone(), signals, inbox, receivers, upstream);
+        tokio::spawn(watch_over(tokio::spawn(succession.run()), shared.clone()));
         let mut starting = Starting {
             ended: shared.ended.subscribe(),
             shared,
@@ -233,12 +238,31 @@ impl Builder {
             } else {
                 Origin::None
             },
+            said_prepared: false,
             prepared: Prepared::default(),
         };
         starting
             .take_listeners(self.specs, is_child.then_some(offered))
             .await?;
         Ok(starting)
+    }
+}
+
+/// A bug of ours must not leave a process that waits for ever: a child ends, and its parent serves on. One that
+/// serves goes on serving, which is all that it still can.
+async fn watch_over(succession: JoinHandle<()>, shared: Arc<Shared>) {
+    let Err(error) = succession.await else { return };
+    if !error.is_panic() {
+        return; // the runtime ends
+    }
+    let reason = format!("the succession has failed, which is a bug: {error}");
+    if *shared.phase.borrow() == Phase::Starting {
+        shared.end(Err(reason));
+    } else {
+        tracing::error!(
+            reason,
+            "this process serves on, but only SIGKILL will end it"
+        );
     }
 }
 
@@ -286,6 +310,7 @@ pub struct Starting {
     ended: watch::Receiver<Option<Result<Report, String>>>,
     adopted: mpsc::UnboundedReceiver<Adopted>,
     origin: Origin,
+    said_prepared: bool,
     prepared: Prepared,
 }
 
@@ -361,6 +386,14 @@ impl Starting {
     /// # Errors
     /// If the parent's section cannot be read by this build; the parent is told, and serves on.
     pub async fn state<S: Section>(&mut self, section: S) -> Result<Arc<S>, StartError> {
+        let ours = self.shared.sections();
+        let names = ours.iter().map(|ours| ours.name());
+        if let Err(error) = state::check_names(names.chain([section.name()])) {
+            // At the first start, and not at the first reload.
+            let reason = words(&error);
+            self.give_up(reason.clone()).await;
+            return Err(StartError::State(reason));
+        }
         let snapshot = self.prepare().await?;
         let section = Arc::new(section);
         if let Some(snapshot) = snapshot {
@@ -378,23 +411,18 @@ impl Starting {
         Ok(section)
     }
 
-    /// Says that this process is prepared, once, and waits for the state.
+    /// Says that this process is prepared, once, and waits for the state. Cancel safe.
     async fn prepare(&mut self) -> Result<Option<Arc<Snapshot>>, StartError> {
-        let source = match std::mem::replace(&mut self.origin, Origin::None) {
-            Origin::None => return Ok(None),
-            Origin::Lost => {
-                self.origin = Origin::Lost;
-                return Ok(None);
-            }
-            Origin::Snapshot(snapshot) => {
-                self.origin = Origin::Snapshot(snapshot.clone());
-                return Ok(Some(snapshot));
-            }
+        let source = match &mut self.origin {
+            Origin::None | Origin::Lost => return Ok(None),
+            Origin::Snapshot(snapshot) => return Ok(Some(snapshot.clone())),
             Origin::Parent(source) => source,
         };
-        let _ = self
-            .commands
-            .send(Command::Prepared(Ok(self.prepared.clone())));
+        if !std::mem::replace(&mut self.said_prepared, true) {
+            let _ = self
+                .commands
+                .send(Command::Prepared(Ok(self.prepared.clone())));
+        }
         tokio::select! {
             Ok(source) = source => match source {
                 Source::Snapshot(snapshot) => {
@@ -405,7 +433,7 @@ impl Starting {
                 Source::ColdStart => {
                     tracing::warn!("the parent died without handing over its state: a cold start");
                     self.origin = Origin::Lost;
-                    let _ = call(self.shared.settings.hooks.cold_start.as_ref()).await;
+                    let _ = self.shared.call(Turn::ColdStart).await;
                     Ok(None)
                 }
             },
@@ -434,6 +462,15 @@ impl Starting {
         if let Some(snapshot) = self.prepare().await? {
             self.report_dropped(&snapshot);
         }
+        // While a parent still serves: what cannot be accepted on is no reason for an outage.
+        let acceptors = match Acceptors::new(&self.shared) {
+            Ok(acceptors) => acceptors,
+            Err(source) => {
+                let error = io_error("accept on a listener")(source);
+                self.give_up(words(&error)).await;
+                return Err(error);
+            }
+        };
         let (serving_tx, serving) = oneshot::channel();
         let _ = self.commands.send(Command::Ready(Ok(()), serving_tx));
         tokio::select! {
@@ -441,7 +478,7 @@ impl Starting {
             Ok(()) = serving => {}
             reason = ended(&mut self.ended) => return Err(StartError::Ended(reason)),
         }
-        Ok(Serving::new(self.shared, self.adopted))
+        Ok(Serving::new(self.shared, self.adopted, acceptors))
     }
 
     fn report_dropped(&self, snapshot: &Snapshot) {

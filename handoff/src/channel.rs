@@ -18,6 +18,7 @@ use std::{
     sync::Arc,
 };
 
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -68,7 +69,8 @@ struct Outgoing {
 /// One end.
 pub(crate) struct Channel {
     fd: AsyncFd<OwnedFd>,
-    version: u16,
+    /// `None` until it is agreed: then the first message that is not frozen settles it.
+    version: Option<u16>,
     sent: u64,
     received: u64,
     outgoing: VecDeque<Outgoing>,
@@ -77,12 +79,17 @@ pub(crate) struct Channel {
 
 /// Makes a connected pair, both ends CLOEXEC: one to keep, one for the child.
 pub(crate) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(rustix::net::socketpair(
+    let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
         SocketType::SEQPACKET,
         SocketFlags::CLOEXEC,
         None,
-    )?)
+    )?;
+    for end in [&ours, &theirs] {
+        // As far as net.core.wmem_max allows, whatever the default is.
+        rustix::net::sockopt::set_socket_send_buffer_size(end, 2 * MAX_MESSAGE)?;
+    }
+    Ok((ours, theirs))
 }
 
 impl Channel {
@@ -92,7 +99,7 @@ impl Channel {
         // end is also its stdin for a moment. Every call says MSG_DONTWAIT instead.
         Ok(Self {
             fd: register(fd, Interest::READABLE | Interest::WRITABLE)?,
-            version: *VERSIONS.end(),
+            version: None,
             sent: 0,
             received: 0,
             outgoing: VecDeque::new(),
@@ -102,7 +109,7 @@ impl Channel {
 
     /// From here on messages are of this version.
     pub(crate) fn agree(&mut self, version: u16) {
-        self.version = version;
+        self.version = Some(version);
     }
 
     /// Queues a message; [`flush`](Self::flush) sends it.
@@ -117,7 +124,12 @@ impl Channel {
                 announced: MAX_FDS,
             });
         }
-        let record = wire::encode(message, self.version, self.sent + 1, fds.len())?;
+        let record = wire::encode(
+            message,
+            self.version.unwrap_or(*VERSIONS.end()),
+            self.sent + 1,
+            fds.len(),
+        )?;
         self.sent += 1;
         self.outgoing.push_back(Outgoing { record, fds });
         // Most of the time the peer has room: then nothing waits for the next round of a loop.
@@ -180,9 +192,7 @@ impl Channel {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 // ETOOMANYREFS: this user has more descriptors in flight than RLIMIT_NOFILE. Acks make
                 // room: the driver calls again after each message.
-                Err(e)
-                    if e.raw_os_error() == Some(rustix::io::Errno::TOOMANYREFS.raw_os_error()) =>
-                {
+                Err(e) if e.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
                     return Ok(());
                 }
                 // The peer is gone. That is said by its pidfd and by the end of the channel, after
@@ -223,7 +233,11 @@ impl Channel {
         if raw.truncated || raw.length > MAX_MESSAGE {
             return Err(ChannelError::Truncated);
         }
-        let (header, message) = wire::decode(&self.buffer[..raw.length], self.version)?;
+        let record = &self.buffer[..raw.length];
+        let (header, message) = wire::decode(record, self.version)?;
+        if header.version != wire::FROZEN {
+            self.version = Some(header.version);
+        }
         let expected = self.received + 1;
         if header.number != expected {
             return Err(ChannelError::Number {
@@ -262,7 +276,13 @@ fn has_input(socket: BorrowedFd<'_>) -> io::Result<bool> {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    Ok(poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&now))? > 0)
+    loop {
+        match poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&now)) {
+            // Even a poll that does not wait is interrupted by a signal that is pending.
+            Err(Errno::INTR) => {}
+            polled => return Ok(polled? > 0),
+        }
+    }
 }
 
 #[doc(alias = "SCM_RIGHTS")]

@@ -10,6 +10,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -21,7 +22,7 @@ use crate::{
     connections::{self, Unpacked},
     control::{
         self, Outcome,
-        message::{Generation, ListenerChanges},
+        message::{ConnectionCounts, Generation, ListenerChanges},
     },
     failpoint::Side,
     link::{Heard, Link, Peer},
@@ -33,9 +34,9 @@ use crate::{
         child::{Action, Child, Event, State},
         drain::Sequence,
     },
-    shared::{Adopted, Phase, Shared, call},
+    shared::{Adopted, Phase, Shared, Turn},
     state::{Deltas, Snapshot},
-    wire::{Batch, BatchAck, Health, Hello, Message, Offer, Prepared, Rest, VERSIONS},
+    wire::{Batch, BatchAck, Health, Hello, Message, Offer, Older, Prepared, Rest, VERSIONS},
 };
 
 /// What the application gets of an offer.
@@ -82,8 +83,8 @@ pub(crate) struct ChildDriver {
     serving_us: u64,
     asked: u64,
     sequence: Sequence,
-    /// What the parent last said that it waits for.
-    pub(crate) waiting_for: u64,
+    /// The parent crashed before the commit: the names are ours, though we do not serve yet.
+    pub(crate) orphaned: bool,
 }
 
 impl ChildDriver {
@@ -117,21 +118,21 @@ impl ChildDriver {
             serving_us: 0,
             asked: 0,
             sequence: Sequence::default(),
-            waiting_for: 0,
+            orphaned: false,
         };
         // The first actions have no effect on the process as a whole.
         let _ = driver.perform(actions);
         Ok(driver)
     }
 
-    /// The older generation at the other end.
-    pub(crate) fn parent(&self) -> Option<Generation> {
-        self.offer.as_ref().map(|offer| offer.parent)
-    }
-
     /// Whether the parent is draining into this process.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.machine.state() == State::Serving
+    }
+
+    /// Whether there is nothing more to hear or to say.
+    pub(crate) fn is_ended(&self) -> bool {
+        matches!(self.machine.state(), State::Ended { .. })
     }
 
     /// Whether this process can be replaced: not before its parent cannot come back.
@@ -202,8 +203,8 @@ impl ChildDriver {
             Message::Conn(batch) => {
                 self.heard_or_broken(|driver| driver.take_batch(batch, fds, missing))
             }
-            Message::Draining { waiting_for } => {
-                self.waiting_for = waiting_for;
+            Message::Draining { waiting_for, older } => {
+                self.note_draining(waiting_for, older);
                 Event::Heard
             }
             Message::Bye(counts) => {
@@ -302,11 +303,17 @@ impl ChildDriver {
     }
 
     fn absorb(&self, deltas: &Deltas) {
-        for error in deltas.absorb(&self.shared.sections()) {
+        let sections = self.shared.sections();
+        let absorbed = catch_unwind(AssertUnwindSafe(|| deltas.absorb(&sections)));
+        let errors = absorbed.unwrap_or_else(|_| {
             tracing::error!(
-                error = crate::words(&error),
-                "state that changed after the snapshot is lost"
+                "a section of the state has panicked: what the parent changed in it is lost"
             );
+            Vec::new()
+        });
+        for error in errors {
+            let error = crate::words(&error);
+            tracing::error!(error, "state that changed after the snapshot is lost");
         }
     }
 
@@ -365,7 +372,6 @@ impl ChildDriver {
                     build: self.shared.settings.build.clone(),
                 };
                 self.say(&Message::Hello(hello), vec![])?;
-                self.link.agree(*VERSIONS.end());
             }
             Action::Prepare => {
                 let listeners = std::mem::take(&mut self.listeners);
@@ -403,7 +409,9 @@ impl ChildDriver {
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
             Action::KillParent => {
-                tracing::error!("the parent has been silent for too long; killing it");
+                tracing::error!(
+                    "the parent is silent, or does not speak the protocol any more; killing it"
+                );
                 self.link
                     .peer
                     .signal(Signal::Kill)
@@ -439,21 +447,44 @@ impl ChildDriver {
     /// The order matters: words first, then state, then the names under which others find us, then the
     /// listeners.
     fn take_over(&mut self) {
+        self.adopt_stderr();
+        let changes = std::mem::take(&mut self.changes);
+        self.absorb(&changes);
+        self.shared.publish_or_log();
+        self.shared.set_phase(Phase::Serving);
+        self.shared.call(Turn::Committed);
+    }
+
+    fn note_draining(&self, waiting_for: u64, older: Vec<Older>) {
+        let Some(offer) = &self.offer else { return };
+        let mut draining = vec![Older {
+            process: offer.parent,
+            waiting_for,
+        }];
+        draining.extend(older);
+        self.shared.set_draining(draining);
+    }
+
+    fn adopt_stderr(&mut self) {
         if let Some(stderr) = self.stderr.take()
             && let Err(error) = process::adopt_stderr(stderr)
         {
             tracing::error!(%error, "cannot take over stderr");
         }
-        let changes = std::mem::take(&mut self.changes);
-        self.absorb(&changes);
-        self.shared.publish();
-        self.shared.set_phase(Phase::Serving);
-        call(self.shared.settings.hooks.committed.as_ref());
     }
 
     /// The parent cannot come back.
     fn become_final(&mut self) {
+        for listener in self.shared.listeners() {
+            // A smaller backlog could not be set while the parent could still come back.
+            if let Err(error) = listener.settle() {
+                tracing::warn!(listener = listener.name(), %error, "cannot set the backlog");
+            }
+        }
         let Some(offer) = &self.offer else { return };
+        if !self.orphaned {
+            self.note_draining(0, offer.older.clone());
+        }
         let to = self.shared.identity();
         tracing::info!(
             reload = offer.reload,
@@ -481,10 +512,29 @@ impl ChildDriver {
     }
 
     fn parent_gone(&mut self, crashed: bool, effects: &mut Vec<Effect>) {
+        // First of all: until the commit stderr is a pipe that the parent read, and whoever writes to it
+        // now may panic.
+        self.adopt_stderr();
+        self.orphaned = crashed && !self.is_confirmed();
         if crashed {
             tracing::error!("the parent has crashed; what it still served is lost");
+            if let Some(offer) = self.offer.as_ref().filter(|_| !self.orphaned) {
+                let Generation { generation, pid } = offer.parent;
+                let lost = ConnectionCounts {
+                    cut: self
+                        .shared
+                        .draining()
+                        .first()
+                        .map_or(0, |parent| parent.waiting_for),
+                    named: vec![format!(
+                        "generation {generation}, pid {pid}, crashed: what it still served is lost"
+                    )],
+                    ..ConnectionCounts::default()
+                };
+                self.shared.news.drained(offer.reload, 0, lost);
+            }
         }
-        self.waiting_for = 0;
+        self.shared.set_draining(Vec::new());
         self.shared.set_upstream(false);
         effects.push(Effect::ParentGone);
     }
@@ -513,10 +563,15 @@ fn peer_of(channel: &OwnedFd) -> io::Result<OwnedFd> {
             opened => opened?,
         };
     // The number could be another process's by now; while it is our parent's it is not.
-    if rustix::process::getppid() == Some(credentials.pid) {
-        Ok(pidfd)
-    } else {
-        Err(gone())
+    match rustix::process::getppid() {
+        Some(parent) if parent == credentials.pid => Ok(pidfd),
+        _ if !process::is_running(pidfd.as_fd())? => Err(gone()),
+        parent => Err(io::Error::other(format!(
+            "process {} made the channel, and process {} started this one: a script between them must end in \
+             `exec`",
+            credentials.pid.as_raw_pid(),
+            parent.map_or(0, |pid| pid.as_raw_pid()),
+        ))),
     }
 }
 

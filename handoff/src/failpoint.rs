@@ -36,11 +36,11 @@ pub(crate) fn hit(side: Side, moment: &str, message: &crate::wire::Message) {
 
 #[cfg(feature = "failpoints")]
 fn act(what: &str, place: &str) {
-    use rustix::process::{Signal, getpid, kill_process};
+    use nix::sys::signal::{Signal, raise};
     match what {
-        // Neither returns before it has happened.
-        "kill" => drop(kill_process(getpid(), Signal::KILL)),
-        "stop" => drop(kill_process(getpid(), Signal::STOP)),
+        // To this thread: sent to the process, another thread could take it, and this one go on meanwhile.
+        "kill" => drop(raise(Signal::SIGKILL)),
+        "stop" => drop(raise(Signal::SIGSTOP)),
         "exit" => std::process::exit(70),
         "panic" => panic!("failpoint {place}"),
         other => panic!("failpoint {place}: unknown action `{other}`"),

@@ -36,6 +36,7 @@ mod live;
 mod news;
 mod parent;
 pub mod pidfile;
+#[doc(hidden)]
 pub mod process;
 mod protocol;
 mod registered;

@@ -26,12 +26,15 @@ use crate::{
         self, Timer,
         parent::{Action, Event, Failure, Parent, Undo},
     },
-    shared::{PassRequest, Phase, Report, Shared, call},
+    shared::{PassRequest, Phase, Report, Shared, Turn},
     state::{Manifest, Snapshot},
     stderr::{Capture, PassThrough},
     transfer::Transfer,
     wire::{Health, Message, Offer, Prepared, VERSIONS},
 };
+
+/// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
+const MIN_DRAIN: Duration = Duration::from_millis(500);
 
 /// How long the application may take to let go of its connections once they are cut.
 const CUT_GRACE: Duration = Duration::from_secs(1);
@@ -72,6 +75,8 @@ pub(crate) struct ParentDriver {
     /// `Accepting` was heard this long after the start.
     serving_us: u64,
     asked: u64,
+    /// The deadline at which the reload failed.
+    overstepped: Option<Duration>,
     /// Since `Confirm`.
     transfer: Option<Transfer>,
     pass: Option<mpsc::Receiver<PassRequest>>,
@@ -138,6 +143,7 @@ impl ParentDriver {
             snapshot: None,
             serving_us: 0,
             asked: 0,
+            overstepped: None,
             transfer: None,
             pass: Some(pass),
         };
@@ -257,6 +263,9 @@ impl ParentDriver {
                 return Some(Event::Prepared);
             }
             Message::Ready => return Some(Event::Ready),
+            // A child that died right after it is not the service: its death is next, and this process
+            // has not stopped.
+            Message::Accepting if self.link.peer.is_dead() => return None,
             Message::Accepting => return Some(Event::Accepting),
             Message::Health(Health::Answer { number, ill }) if number == self.asked => {
                 return Some(Event::Health(ill));
@@ -286,7 +295,12 @@ impl ParentDriver {
     /// Feeds the machine and carries out what it says.
     pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
         tracing::debug!(reload = self.reload, ?event, state = ?self.machine.state(), "parent");
+        let limit = self.limit(&event);
+        let was_failing = self.machine.phase() == "failing";
         let actions = self.machine.on(event);
+        if !was_failing && self.machine.phase() == "failing" {
+            self.overstepped = limit;
+        }
         self.perform(actions)
     }
 
@@ -338,15 +352,25 @@ impl ParentDriver {
             Action::DrainAlone { child_is_dead } => self.drain_alone(child_is_dead),
             Action::SayDraining => {
                 let waiting_for = self.shared.live.connections();
-                return self.say(&Message::Draining { waiting_for }, vec![]);
+                let older = self.shared.draining();
+                return self.say(&Message::Draining { waiting_for, older }, vec![]);
             }
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
             Action::SendRevoke(reason) => return self.say(&Message::Revoke(reason), vec![]),
             Action::SendAbort(reason) => return self.say(&Message::Abort(reason), vec![]),
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
-            Action::Kill => self.forward(Signal::Kill),
+            Action::Kill => {
+                if let Err(error) = self.child.kill() {
+                    tracing::error!(%error, child = self.pid(), "cannot kill the child");
+                }
+            }
             Action::Failed(failure) => self.failed(failure),
-            Action::StopSelf(reason) => effects.push(Effect::StopSelf(reason)),
+            Action::StopSelf(reason) => {
+                if self.transfer.is_none() {
+                    self.tell_failed("stopping", &reason);
+                }
+                effects.push(Effect::StopSelf(reason));
+            }
             Action::Start(timer) => self.link.timers.start(timer, self.duration(timer)),
             Action::Cancel(timer) => self.link.timers.cancel(timer),
             Action::Ended => {
@@ -374,7 +398,16 @@ impl ParentDriver {
             Timer::Silence => protocol::SILENCE_TIMEOUT,
             Timer::Goodbye => protocol::GOODBYE_TIMEOUT,
             Timer::Leave => settings.drain_timeout + protocol::GOODBYE_TIMEOUT,
-            Timer::Drain => settings.drain_timeout,
+            Timer::Drain => settings.drain_timeout.max(MIN_DRAIN),
+        }
+    }
+
+    /// The deadline that has passed, as whoever set it knows it.
+    fn limit(&self, event: &Event) -> Option<Duration> {
+        match event {
+            Event::Timer(Timer::Ready) => Some(self.shared.settings.ready_timeout),
+            Event::Timer(timer) => Some(self.duration(*timer)),
+            _ => None,
         }
     }
 
@@ -426,6 +459,7 @@ impl ParentDriver {
             parent: shared.identity(),
             listeners: held.iter().map(|l| l.describe()).collect(),
             pidfile,
+            older: shared.draining(),
             ready_timeout_ms: millis(shared.settings.ready_timeout),
             drain_timeout_ms: millis(shared.settings.drain_timeout),
         };
@@ -433,21 +467,28 @@ impl ParentDriver {
     }
 
     fn take_snapshot(&self) {
-        let sections = self.shared.sections();
+        let shared = self.shared.clone();
         let inbox = self.inbox_tx.clone();
-        // The parent serves meanwhile: filling a memfd with 1 GiB takes half a second.
-        tokio::task::spawn_blocking(move || {
-            let taken = Snapshot::take(&sections).map_err(|e| crate::words(&e));
+        tokio::spawn(async move {
+            // One at a time: that of a reload that has failed meanwhile would take away what
+            // this one's deltas count from.
+            let _alone = shared.snapshot.lock().await;
+            let sections = shared.sections();
+            // The parent serves meanwhile: filling a memfd with 1 GiB takes half a second.
+            let taken = match tokio::task::spawn_blocking(move || Snapshot::take(&sections)).await {
+                Ok(taken) => taken.map_err(|e| crate::words(&e)),
+                Err(panic) => Err(format!("taking the snapshot failed: {panic}")),
+            };
             let _ = inbox.send(Inner::Snapshot(taken));
         });
     }
 
     fn retire(&self) {
         let inbox = self.inbox_tx.clone();
-        let hook = call(self.shared.settings.hooks.retired.as_ref());
+        let retired = self.shared.call(Turn::Retired);
         tokio::spawn(async move {
             // A hook that panicked has ended, too.
-            let _ = hook.await;
+            let _ = retired.await;
             let _ = inbox.send(Inner::Event(Event::Retired));
         });
     }
@@ -468,8 +509,12 @@ impl ParentDriver {
         self.transfer = Some(Transfer::new());
         self.link
             .timers
-            .start(Timer::Drain, shared.settings.drain_timeout);
+            .start(Timer::Drain, shared.settings.drain_timeout.max(MIN_DRAIN));
         shared.set_phase(Phase::HandingOver);
+        // The child's `status` names us at once.
+        let _ = self
+            .inbox_tx
+            .send(Inner::Event(Event::Timer(Timer::Heartbeat)));
         tracing::info!(
             reload = self.reload,
             generation = to.generation,
@@ -539,23 +584,21 @@ impl ParentDriver {
     fn failed(&mut self, failure: Failure) {
         let Failure {
             phase,
-            reason,
+            mut reason,
             undo,
         } = failure;
+        if let Some(limit) = self.overstepped {
+            reason.push_str(&format!(" (limit: {limit:?})"));
+        }
         if undo >= Undo::Retired {
-            call(self.shared.settings.hooks.revoked.as_ref());
+            self.shared.call(Turn::Revoked);
         }
         if undo >= Undo::Ownership {
-            self.shared.publish();
+            self.shared.publish_or_log();
         }
         if undo >= Undo::Accepting {
             self.shared.set_phase(Phase::Serving);
         }
-        let stderr = self
-            .capture
-            .take()
-            .map(|capture| capture.finish().lines)
-            .unwrap_or_default();
         tracing::error!(
             reload = self.reload,
             child = self.pid(),
@@ -563,14 +606,17 @@ impl ParentDriver {
             reason,
             "reload failed; this generation serves on"
         );
-        self.shared.news.reloaded(
-            self.reload,
-            Outcome::Failed {
-                phase: phase.to_owned(),
-                reason,
-                stderr,
-            },
-        );
+        self.tell_failed(phase, &reason);
+    }
+
+    fn tell_failed(&mut self, phase: &str, reason: &str) {
+        let captured = self.capture.take().map(Capture::finish);
+        let outcome = Outcome::Failed {
+            phase: phase.to_owned(),
+            reason: reason.to_owned(),
+            stderr: captured.map(|captured| captured.lines).unwrap_or_default(),
+        };
+        self.shared.news.reloaded(self.reload, outcome);
     }
 
     fn ended(&mut self) -> Effect {

@@ -627,7 +627,10 @@ fn find_once(paths: &Paths) -> Result<Running, FindError> {
         }
     };
     let pidfd = match process::open_pidfd(pid) {
-        Ok(pidfd) => Some(pidfd),
+        // A process that has ended and is not reaped yet is as good as gone.
+        Ok(pidfd) => process::is_running(pidfd.as_fd())
+            .unwrap_or(true)
+            .then_some(pidfd),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => {
             return Err(FindError::Io {

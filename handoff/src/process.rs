@@ -307,6 +307,7 @@ impl Program {
         let advice = match errno {
             Some(Errno::NOENT) if self.path.exists() => "its interpreter or loader does not exist",
             Some(Errno::NOENT | Errno::NOTDIR) => "it does not exist: deploy it",
+            Some(Errno::ACCESS) if self.path.is_dir() => "it is a directory: deploy the program",
             Some(Errno::ACCESS | Errno::PERM) => "it is not executable for this user: chmod +x",
             Some(Errno::NOEXEC) => "it is not a program of this machine: half a file, perhaps",
             Some(Errno::TXTBSY) => "somebody is writing to it: replace it by a rename",
@@ -418,11 +419,25 @@ impl Spawned {
         self.child.id()
     }
 
-    /// Kills it. To do so again, or when it has ended, is no error.
+    /// Kills it, and what it has started in its process group: a wrapper script's server must not
+    /// outlive the script. To do so again, or when it has ended, is no error.
     ///
     /// # Errors
     /// Those of pidfd_send_signal(2), if the child has become another user's.
-    pub fn kill(&self) -> io::Result<()> {
+    pub fn kill(&mut self) -> io::Result<()> {
+        match self.child.try_wait() {
+            Ok(Some(_)) => return Ok(()),
+            // Not reaped, so that the number is still its own, and its group's unless it has left that.
+            Ok(None) => {
+                let group = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+                let kill = |group| {
+                    rustix::process::kill_process_group(group, rustix::process::Signal::KILL)
+                };
+                let _ = group.map(kill);
+            }
+            // Somebody else reaps our children.
+            Err(_) => {}
+        }
         match send_signal(self.pidfd.as_fd(), Signal::Kill) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             sent => sent,
@@ -474,7 +489,7 @@ impl Drop for Spawned {
     }
 }
 
-/// How a process ended, in words: `exited with status 1`, `killed by signal 9 (SIGKILL)`.
+/// How a process ended, in words: `exited with status 1`, `was killed by signal 9 (SIGKILL)`.
 #[must_use]
 pub fn describe_exit(status: ExitStatus) -> String {
     let Some(number) = status.signal() else {
@@ -492,7 +507,7 @@ pub fn describe_exit(status: ExitStatus) -> String {
     } else {
         ""
     };
-    format!("killed by signal {number}{name}{core}")
+    format!("was killed by signal {number}{name}{core}")
 }
 
 /// The channel to the parent, if a parent started this process: the first thing in `main`.

@@ -1,14 +1,11 @@
 //! What an application holds while it serves.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    acceptor::Acceptor,
+    acceptor::{Acceptor, Acceptors},
     connections::Connection,
     control::message::Generation,
     listeners::Address,
@@ -21,13 +18,19 @@ use crate::{
 pub struct Serving {
     shared: Arc<Shared>,
     adopted: Arc<Mutex<Option<mpsc::UnboundedReceiver<Adopted>>>>,
+    acceptors: Arc<Mutex<Acceptors>>,
 }
 
 impl Serving {
-    pub(crate) fn new(shared: Arc<Shared>, adopted: mpsc::UnboundedReceiver<Adopted>) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        adopted: mpsc::UnboundedReceiver<Adopted>,
+        acceptors: Acceptors,
+    ) -> Self {
         Self {
             shared,
             adopted: Arc::new(Mutex::new(Some(adopted))),
+            acceptors: Arc::new(Mutex::new(acceptors)),
         }
     }
 
@@ -57,20 +60,14 @@ impl Serving {
             .collect()
     }
 
-    /// Accepts on the named listener.
-    ///
-    /// # Errors
-    /// `NotFound` if there is no such listener; those of dup(2) and epoll.
-    pub fn acceptor(&self, listener: &str) -> io::Result<Acceptor> {
-        let listeners = self.shared.listeners();
-        let found = listeners.iter().find(|l| l.name() == listener);
-        let found = found.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!("no listener is named `{listener}`"),
-            )
-        })?;
-        Acceptor::new(self.shared.clone(), found)
+    /// Accepts on the named listener; `None` if there is no such listener, or its acceptor was taken already.
+    #[must_use]
+    pub fn acceptor(&self, listener: &str) -> Option<Acceptor> {
+        let mut acceptors = self
+            .acceptors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        acceptors.take(listener, &self.shared)
     }
 
     /// What this process wants of its connections, from now on.
@@ -104,6 +101,14 @@ impl Serving {
         connection: Connection,
         guard: ConnectionGuard,
     ) -> Result<(), NotMoved> {
+        let phase = *self.shared.phase.borrow();
+        if !matches!(phase, Phase::HandingOver | Phase::Finishing) {
+            // Nobody would take it out of the queue.
+            return Err(NotMoved {
+                connection: Some((connection, guard)),
+                reason: format!("this process is {}", phase.name()),
+            });
+        }
         let (answer, moved) = oneshot::channel();
         let request = PassRequest {
             connection,

@@ -5,6 +5,7 @@ use std::{
     fmt,
     future::Future,
     os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -15,7 +16,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    task::AbortHandle,
+    task::{AbortHandle, JoinHandle},
     time::Instant,
 };
 
@@ -25,9 +26,10 @@ use crate::{
     listeners::Listener,
     live::{ConnectionGuard, Live},
     news::News,
-    pidfile::{Lock, Paths, Pidfile},
+    pidfile::{Lock, Paths, Pidfile, WriteError},
     process::Program,
     state::{Deltas, Section},
+    wire::Older,
 };
 
 /// What a process wants of its connections and acceptors.
@@ -60,6 +62,16 @@ impl Phase {
         )
     }
 
+    fn strictness(self) -> u8 {
+        match self {
+            Self::Starting | Self::Serving | Self::Paused => 0,
+            Self::HandingOver => 1,
+            Self::Finishing => 2,
+            Self::Stopping => 3,
+            Self::Cut => 4,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -90,14 +102,13 @@ impl fmt::Debug for Hooks {
     }
 }
 
-/// Calls a hook in a task of its own, which a panic in it does not leave.
-pub(crate) fn call(hook: Option<&Hook>) -> tokio::task::JoinHandle<()> {
-    let hook = hook.cloned();
-    tokio::spawn(async move {
-        if let Some(hook) = hook {
-            hook().await;
-        }
-    })
+/// At which turn of a succession the application is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Committed,
+    Retired,
+    Revoked,
+    ColdStart,
 }
 
 /// What was asked for when the process was built.
@@ -184,6 +195,12 @@ pub(crate) struct Shared {
     removed: OnceLock<Vec<String>>,
     sections: Mutex<Vec<Arc<dyn Section>>>,
     owned: Mutex<Owned>,
+    /// The hook that was called last.
+    hook: Mutex<Option<JoinHandle<()>>>,
+    /// The snapshot that is being taken.
+    pub(crate) snapshot: tokio::sync::Mutex<()>,
+    /// Older generations that still drain, the youngest first.
+    draining: Mutex<Vec<Older>>,
 }
 
 /// The receiving ends that belong to [`Shared`].
@@ -224,6 +241,9 @@ impl Shared {
             removed: OnceLock::new(),
             sections: Mutex::default(),
             owned: Mutex::default(),
+            hook: Mutex::default(),
+            snapshot: tokio::sync::Mutex::default(),
+            draining: Mutex::default(),
         };
         (
             Arc::new(shared),
@@ -264,8 +284,9 @@ impl Shared {
 
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.phase.send_if_modified(|now| {
-            // The deadline is the last word.
-            let changes = *now != phase && *now != Phase::Cut;
+            // What has begun to end does not begin anew: each final phase is stricter than the one before.
+            let changes =
+                *now != phase && (!now.is_final() || phase.strictness() > now.strictness());
             if changes {
                 *now = phase;
             }
@@ -281,6 +302,57 @@ impl Shared {
             }
             first
         });
+    }
+
+    /// Calls a hook, in a task of its own, which a panic in it does not leave. Hooks are called one after the
+    /// other; `revoked` ends a `retired` that is still at it. Resolves when the hook has ended.
+    pub(crate) fn call(&self, turn: Turn) -> oneshot::Receiver<()> {
+        let hooks = &self.settings.hooks;
+        let hook = match turn {
+            Turn::Committed => hooks.committed.clone(),
+            Turn::Retired => hooks.retired.clone(),
+            Turn::Revoked => hooks.revoked.clone(),
+            Turn::ColdStart => hooks.cold_start.clone(),
+        };
+        let (ended, has_ended) = oneshot::channel();
+        let mut last = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = last.take();
+        *last = Some(tokio::spawn(async move {
+            if let Some(before) = before {
+                if turn == Turn::Revoked {
+                    before.abort();
+                }
+                let _ = before.await;
+            }
+            if let Some(hook) = hook {
+                hook().await;
+            }
+            drop(ended);
+        }));
+        has_ended
+    }
+
+    /// What the application says of itself. A panic in it costs only that.
+    pub(crate) fn report_application(&self) -> serde_json::Value {
+        let Some(report) = self.application.get() else {
+            return serde_json::Value::Null;
+        };
+        catch_unwind(AssertUnwindSafe(|| report())).unwrap_or_else(|_| {
+            tracing::error!("the application's status report has panicked");
+            serde_json::Value::Null
+        })
+    }
+
+    /// Older generations that still drain, the youngest first.
+    pub(crate) fn draining(&self) -> Vec<Older> {
+        self.draining
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn set_draining(&self, draining: Vec<Older>) {
+        *self.draining.lock().unwrap_or_else(PoisonError::into_inner) = draining;
     }
 
     pub(crate) fn serving_for(&self) -> Duration {
@@ -324,19 +396,32 @@ impl Shared {
         let mut fds = Vec::new();
         if let (Some(lock), Some(control)) = (&owned.lock, &owned.control) {
             fds.push(Arc::new(lock.as_fd().try_clone_to_owned()?));
-            fds.push(Arc::new(control.listener().try_clone_to_owned()?));
+            fds.push(Arc::new(control.listener()?));
         }
         Ok(fds)
     }
 
-    /// Puts this process's pid into the pidfile and answers on the control socket. A pidfile that cannot
-    /// be written is reported and does not end a service that runs.
-    pub(crate) fn publish(&self) {
-        if let Some(paths) = &self.paths
-            && let Err(error) = Pidfile::write(&paths.pidfile, self.identity().pid)
-        {
-            tracing::error!(%error, "the pidfile does not name this process: `kill` by it will not work");
+    /// As [`publish`](Self::publish), for a service that runs: a pidfile that cannot be written does not end it.
+    pub(crate) fn publish_or_log(&self) {
+        if let Err(error) = self.publish() {
+            tracing::error!(
+                error = crate::words(&error),
+                "the pidfile does not name this process: `kill` by it will not work"
+            );
+            self.serve_control();
         }
+    }
+
+    /// Puts this process's pid into the pidfile and answers on the control socket.
+    pub(crate) fn publish(&self) -> Result<(), WriteError> {
+        if let Some(paths) = &self.paths {
+            Pidfile::write(&paths.pidfile, self.identity().pid)?;
+        }
+        self.serve_control();
+        Ok(())
+    }
+
+    fn serve_control(&self) {
         self.resume_control();
         if self.serving_since.set(Instant::now()).is_ok() {
             let listeners: Vec<String> = self
@@ -384,7 +469,7 @@ impl Shared {
 
     /// Removes what names a service that ends: paths first, the lock last, so that nobody who starts
     /// meanwhile has his files removed.
-    pub(crate) fn retract(&self) {
+    pub(crate) fn retract(&self, child: Option<u32>) {
         self.pause_control();
         let mut owned = self.owned();
         for listener in &owned.listeners {
@@ -397,8 +482,11 @@ impl Shared {
             return;
         }
         if let Some(paths) = &self.paths {
-            if let Err(error) = Pidfile::remove(&paths.pidfile, self.identity().pid) {
-                tracing::warn!(%error, "cannot remove the pidfile");
+            // Whoever holds the lock is the service: a name that a dead child of ours left is ours to remove.
+            for pid in [Some(self.identity().pid), child].into_iter().flatten() {
+                if let Err(error) = Pidfile::remove(&paths.pidfile, pid) {
+                    tracing::warn!(%error, "cannot remove the pidfile");
+                }
             }
             let _ = std::fs::remove_file(&paths.socket);
         }
@@ -458,7 +546,11 @@ impl Shared {
 
     /// What changed since the snapshot or the last call.
     pub(crate) fn deltas(&self) -> Deltas {
-        Deltas::collect(&self.sections())
+        let collected = catch_unwind(AssertUnwindSafe(|| Deltas::collect(&self.sections())));
+        collected.unwrap_or_else(|_| {
+            tracing::error!("a section of the state has panicked: what changed in it is lost");
+            Deltas::default()
+        })
     }
 }
 

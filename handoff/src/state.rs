@@ -55,7 +55,8 @@ const SEALS: SealFlags = SealFlags::SEAL
 
 /// One part of the application's state.
 ///
-/// The methods are called while requests are being served, from a blocking thread.
+/// The methods are called while requests are being served. `snapshot` and `restore` run on a blocking
+/// thread; `delta` and `absorb` must be quick, for the reload waits for them.
 pub trait Section: Send + Sync + 'static {
     /// Identifies the section in the snapshot, from build to build: 1 to
     /// [`MAX_SECTION_NAME`] bytes.
@@ -268,8 +269,8 @@ pub enum TakeError {
 #[non_exhaustive]
 pub enum SectionsError {
     /// More than [`MAX_SECTIONS`].
-    #[error("{0} sections of state: at most {MAX_SECTIONS} are possible")]
-    TooMany(usize),
+    #[error("too many sections of state: {MAX_SECTIONS} are the most")]
+    TooMany,
     /// Empty or too long.
     #[error("`{0}` cannot name a section: use 1 to {MAX_SECTION_NAME} bytes")]
     Name(String),
@@ -583,9 +584,7 @@ pub enum AbsorbError {
 }
 
 impl Deltas {
-    /// Asks every section. What is returned counts as delivered; a child drops the result of a
-    /// call right after it absorbed `Commit`, so that a later delta of its own does not hold
-    /// what came from the parent.
+    /// Asks every section. What is returned counts as delivered.
     #[must_use]
     pub fn collect(sections: &[Arc<dyn Section>]) -> Self {
         let delta = |section: &Arc<dyn Section>| {
@@ -675,12 +674,12 @@ pub fn read_sealed(fd: OwnedFd, expected: u64, max: u64) -> io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-fn check_names<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Result<(), SectionsError> {
-    if names.len() > MAX_SECTIONS {
-        return Err(SectionsError::TooMany(names.len()));
-    }
+pub(crate) fn check_names<'a>(names: impl Iterator<Item = &'a str>) -> Result<(), SectionsError> {
     let mut seen = HashSet::new();
     for name in names {
+        if seen.len() == MAX_SECTIONS {
+            return Err(SectionsError::TooMany);
+        }
         if !(1..=MAX_SECTION_NAME).contains(&name.len()) {
             return Err(SectionsError::Name(name.to_owned()));
         }

@@ -21,9 +21,9 @@ use crate::{
     parent::{self, ParentDriver},
     process::Signal,
     protocol::{child::Event as ChildEvent, parent::Event as ParentEvent},
-    shared::{PassRequest, Phase, Receivers, Report, Shared, call},
+    shared::{PassRequest, Phase, Receivers, Report, Shared, Turn},
     signals::{self, Signals},
-    wire::Prepared,
+    wire::{MAX_DRAINING, Prepared},
 };
 
 /// How long the application may take to let go of its connections once they are cut.
@@ -64,6 +64,8 @@ pub(crate) struct Succession {
     latched: bool,
     ending: Option<Ending>,
     serving: Option<oneshot::Sender<()>>,
+    /// The last child that did not become the service: it may have put its name into the pidfile.
+    last_child: Option<u32>,
     /// How it ends, once that is decided.
     result: Option<Result<Report, String>>,
 }
@@ -102,6 +104,7 @@ impl Succession {
             latched: false,
             ending: None,
             serving: None,
+            last_child: None,
             result: None,
         }
     }
@@ -155,6 +158,7 @@ impl Succession {
                 if let Some(report) = self.downstream_effects(effects) {
                     return Some(Ok(report));
                 }
+                self.forward_latched();
             }
             Woken::Started(result) => self.started(result),
             Woken::Signal(request) => self.signalled(request),
@@ -184,12 +188,13 @@ impl Succession {
             match effect {
                 child::Effect::Serving => self.tell_serving(),
                 child::Effect::StopSelf(reason) => self.begin_stop(&reason),
-                child::Effect::ParentGone => {
-                    self.upstream = None;
-                    self.reload_if_latched();
-                }
+                // An orphan's driver goes on until it serves: the application's words go through it.
+                child::Effect::ParentGone => {}
                 child::Effect::Exit(reason) => return Some(reason),
             }
+        }
+        if self.upstream.as_ref().is_some_and(ChildDriver::is_ended) {
+            self.upstream = None;
         }
         // A reload that was latched during probation can begin now.
         self.reload_if_latched();
@@ -197,8 +202,10 @@ impl Succession {
     }
 
     fn tell_serving(&mut self) {
-        if let Some(serving) = self.serving.take() {
-            let _ = serving.send(());
+        if let Some(serving) = self.serving.take()
+            && serving.send(()).is_err()
+        {
+            self.stop("the application has given up its start");
         }
     }
 
@@ -220,19 +227,21 @@ impl Succession {
             (Command::Ready(Err(reason), _), None) => Some(reason),
             (Command::Ready(Ok(()), serving), None) => {
                 self.serving = Some(serving);
-                self.serve_first();
-                None
+                self.serve_first()
             }
         }
     }
 
     /// The first generation: there is nobody to wait for.
-    fn serve_first(&mut self) {
-        self.shared.publish();
+    fn serve_first(&mut self) -> Option<String> {
+        if let Err(error) = self.shared.publish() {
+            return Some(crate::words(&error));
+        }
         self.shared.set_phase(Phase::Serving);
-        call(self.shared.settings.hooks.committed.as_ref());
+        self.shared.call(Turn::Committed);
         self.tell_serving();
         self.reload_if_latched();
+        None
     }
 
     // The child.
@@ -259,6 +268,19 @@ impl Succession {
                 "reload {reload}: child {pid} is {}, {}",
                 down.phase(),
                 seconds(down.elapsed())
+            ));
+        }
+        let draining = self.shared.draining();
+        if draining.len() >= MAX_DRAINING
+            && let Some(oldest) = draining.last()
+        {
+            return Some(format!(
+                "{} older generations still drain, the oldest is generation {}, pid {}, which waits for {} \
+                 connections: try again when it has gone",
+                draining.len(),
+                oldest.process.generation,
+                oldest.process.pid,
+                oldest.waiting_for,
             ));
         }
         self.upstream.as_ref().and_then(ChildDriver::blocks_reload)
@@ -344,6 +366,7 @@ impl Succession {
                 parent::Effect::Ended(Some(report)) => return Some(report),
                 parent::Effect::Ended(None) => {
                     if let Some(mut driver) = self.downstream.take() {
+                        self.last_child = Some(driver.pid());
                         self.pass = driver.take_pass();
                     }
                     self.reload_if_latched();
@@ -360,10 +383,23 @@ impl Succession {
         }
     }
 
+    /// The reload that a signal asked for meanwhile is the successor's to make.
+    fn forward_latched(&mut self) {
+        if let Some(down) = &self.downstream
+            && down.is_confirmed()
+            && std::mem::take(&mut self.latched)
+        {
+            down.forward(Signal::Usr2);
+        }
+    }
+
     // Those who ask.
 
     fn signalled(&mut self, request: signals::Request) {
         match request {
+            signals::Request::Reload(name) if self.ending.is_some() => {
+                tracing::info!("{name}: not heeded, the service is stopping");
+            }
             signals::Request::Reload(name) => match (&self.downstream, self.busy()) {
                 (Some(down), _) if down.is_confirmed() => down.forward(Signal::Usr2),
                 (_, Some(why)) => {
@@ -458,16 +494,10 @@ impl Succession {
             }),
             (None, None) => None,
         };
-        let draining = self
-            .upstream
-            .iter()
-            .filter(|up| up.is_confirmed())
-            .filter_map(|up| {
-                Some(DrainingStatus {
-                    process: up.parent()?,
-                    waiting_for: up.waiting_for,
-                })
-            });
+        let draining = shared.draining().into_iter().map(|older| DrainingStatus {
+            process: older.process,
+            waiting_for: older.waiting_for,
+        });
         Status {
             process: shared.identity(),
             build: shared.settings.build.clone(),
@@ -485,10 +515,7 @@ impl Succession {
             reload,
             last_reload: shared.news.last(),
             draining: draining.collect(),
-            application: shared
-                .application
-                .get()
-                .map_or(serde_json::Value::Null, |report| report()),
+            application: shared.report_application(),
         }
     }
 
@@ -604,8 +631,10 @@ impl Succession {
         }
         match &self.upstream {
             // Its parent is the service, or ends with it; only what this process has bound is its own.
-            Some(up) if !up.is_confirmed() => self.shared.retract_added(&up.prepared.added),
-            _ => self.shared.retract(),
+            Some(up) if !up.is_confirmed() && !up.orphaned => {
+                self.shared.retract_added(&up.prepared.added);
+            }
+            _ => self.shared.retract(self.last_child),
         }
     }
 }

@@ -24,6 +24,17 @@ type Answer = oneshot::Sender<NotMoved>;
 enum Item {
     Rest,
     Batch(Vec<Moving>),
+    /// A batch that was not acknowledged by the deadline: the ack may come yet.
+    Abandoned,
+}
+
+/// Why connections cannot be sent any more.
+#[derive(Clone, Debug)]
+enum Alone {
+    /// There is nobody to send anything to.
+    Gone(String),
+    /// The drain deadline has passed. State is still sent.
+    Deadline,
 }
 
 #[derive(Debug)]
@@ -68,8 +79,7 @@ impl Moving {
 pub(crate) struct Transfer {
     ledger: Ledger<Item>,
     waiting: VecDeque<PassRequest>,
-    /// Why nothing can be sent any more.
-    alone: Option<String>,
+    alone: Option<Alone>,
     /// The application was given its time to let go.
     gave_up: bool,
 }
@@ -104,9 +114,13 @@ impl Transfer {
 
     /// Sends what waits, as far as the window allows; or returns it.
     pub(crate) fn send_waiting(&mut self, shared: &Shared, link: &mut Link) -> Result<(), String> {
-        if let Some(reason) = self.alone.clone() {
+        if let Some(alone) = &self.alone {
+            let reason = match alone {
+                Alone::Gone(reason) => reason,
+                Alone::Deadline => "the drain deadline",
+            };
             for request in self.waiting.drain(..) {
-                Moving::new(request).come_back(reason.clone());
+                Moving::new(request).come_back(reason.to_owned());
             }
         }
         while !self.waiting.is_empty() && self.ledger.has_room() {
@@ -172,15 +186,20 @@ impl Transfer {
         match self.ledger.acked(number).map_err(|e| e.to_string())? {
             Item::Rest => Ok(()),
             Item::Batch(batch) => {
-                self.lose(batch);
+                lose(batch);
                 Err(format!("an ack of the wrong kind for {number}"))
             }
+            Item::Abandoned => Err(format!("an ack of the wrong kind for {number}")),
         }
     }
 
     pub(crate) fn conn_acked(&mut self, ack: BatchAck) -> Result<(), String> {
-        let Item::Batch(batch) = self.ledger.acked(ack.number).map_err(|e| e.to_string())? else {
-            return Err(format!("an ack of the wrong kind for {}", ack.number));
+        let number = ack.number;
+        let batch = match self.ledger.acked(number).map_err(|e| e.to_string())? {
+            Item::Batch(batch) => batch,
+            // Served there or not: it is cut here.
+            Item::Abandoned => return Ok(()),
+            Item::Rest => return Err(format!("an ack of the wrong kind for {number}")),
         };
         let mut refused = ack.refused.into_iter().peekable();
         for (place, moving) in (0_u32..).zip(batch) {
@@ -204,7 +223,7 @@ impl Transfer {
 
     /// The child is gone and was heard to the end, or is not to be believed any more.
     pub(crate) fn continue_alone(&mut self, reason: &str, child_is_dead: bool) {
-        self.alone = Some(reason.to_owned());
+        self.alone = Some(Alone::Gone(reason.to_owned()));
         for item in self.ledger.take_back() {
             match item {
                 Item::Rest => tracing::error!(
@@ -215,28 +234,21 @@ impl Transfer {
                         .into_iter()
                         .for_each(|moving| moving.come_back(reason.to_owned()));
                 }
-                Item::Batch(batch) => self.lose(batch),
+                Item::Batch(batch) => lose(batch),
+                Item::Abandoned => {}
             }
         }
     }
 
     /// The deadline: a living child may serve what it did not acknowledge, so nobody else does.
     pub(crate) fn abandon_unacked(&mut self) {
-        self.alone = Some("the drain deadline".to_owned());
-        for item in self.ledger.take_back() {
-            if let Item::Batch(batch) = item {
-                self.lose(batch);
+        self.alone.get_or_insert(Alone::Deadline);
+        for item in self.ledger.unacked_mut() {
+            if matches!(item, Item::Batch(_))
+                && let Item::Batch(batch) = std::mem::replace(item, Item::Abandoned)
+            {
+                lose(batch);
             }
-        }
-    }
-
-    fn lose(&self, batch: Vec<Moving>) {
-        for moving in batch {
-            moving.guard.cut("handed over without an answer");
-            let _ = moving.answer.send(NotMoved {
-                connection: None,
-                reason: "not acknowledged".to_owned(),
-            });
         }
     }
 
@@ -250,9 +262,23 @@ impl Transfer {
         if self.gave_up {
             return Ok(true);
         }
-        if !shared.live.is_none() || shared.has_upstream() || !self.ledger.is_settled() {
+        if !shared.live.is_none() || shared.has_upstream() {
             return Ok(false);
         }
-        Ok(self.alone.is_some() || !self.send_rest(shared, link)?)
+        if matches!(self.alone, Some(Alone::Gone(_))) {
+            return Ok(true);
+        }
+        // The state that the last connections changed, also those that were cut.
+        Ok(self.ledger.is_settled() && !self.send_rest(shared, link)?)
+    }
+}
+
+fn lose(batch: Vec<Moving>) {
+    for moving in batch {
+        moving.guard.cut("handed over without an answer");
+        let _ = moving.answer.send(NotMoved {
+            connection: None,
+            reason: "not acknowledged".to_owned(),
+        });
     }
 }

@@ -50,7 +50,7 @@ const MAX_TEXT: usize = 4096;
 const MAGIC: u32 = u32::from_le_bytes(*b"HOFF");
 
 /// The version that frozen messages carry.
-const FROZEN: u16 = 0;
+pub(crate) const FROZEN: u16 = 0;
 
 /// First words of a child.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,6 +74,19 @@ impl Hello {
     }
 }
 
+/// The most older generations that may drain at once. Each is a process with its memory, and the status line of
+/// one more would help nobody: a reload has to wait for the oldest then.
+pub(crate) const MAX_DRAINING: usize = 8;
+
+/// An older generation that still drains.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Older {
+    /// Which.
+    pub(crate) process: Generation,
+    /// How many connections it still serves.
+    pub(crate) waiting_for: u64,
+}
+
 /// What the parent gives a child before it boots. Descriptors, in this order: one for each
 /// listener; the lock and the control listener if there is a pidfile; the real stderr; the
 /// parent's pidfd.
@@ -88,6 +101,8 @@ pub(crate) struct Offer {
     /// The pidfile that both processes must agree on, as bytes; `None` if there is none,
     /// and then neither lock nor control listener is passed.
     pub pidfile: Option<Vec<u8>>,
+    /// Who still drains into the parent, the youngest first.
+    pub(crate) older: Vec<Older>,
     /// How long the parent waits for `Ready`, in milliseconds. The child's own deadlines
     /// exceed it.
     pub ready_timeout_ms: u64,
@@ -251,6 +266,8 @@ pub(crate) enum Message {
     Draining {
         /// How many.
         waiting_for: u64,
+        /// Who still drains into the parent, the youngest first.
+        older: Vec<Older>,
     },
     /// The parent has finished.
     Bye(ConnectionCounts),
@@ -443,25 +460,26 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Message::Conn(x) => codec::encode_into(x, out),
         Message::ConnAck(x) => codec::encode_into(x, out),
         Message::Channel(x) => codec::encode_into(x, out),
-        Message::Draining { waiting_for } => codec::encode_into(waiting_for, out),
+        Message::Draining { waiting_for, older } => codec::encode_into(&(waiting_for, older), out),
         Message::Bye(x) => codec::encode_into(x, out),
         Message::Ready | Message::Accepting | Message::ChannelAck => Ok(()),
     }
 }
 
-/// Reads a message of the `agreed` version; frozen ones are read in any.
-pub(crate) fn decode(record: &[u8], agreed: u16) -> Result<(Header, Message), WireError> {
+/// Reads a message of the `agreed` version, or of any that this build speaks; frozen ones are read always.
+pub(crate) fn decode(record: &[u8], agreed: Option<u16>) -> Result<(Header, Message), WireError> {
     let header = Header::read(record)?;
     let kind = name_of(header.kind).ok_or(WireError::Kind(header.kind))?;
-    let expected = if is_frozen(header.kind) {
-        FROZEN
-    } else {
-        agreed
+    let is_right = match agreed {
+        _ if is_frozen(header.kind) => header.version == FROZEN,
+        Some(agreed) => header.version == agreed,
+        None => VERSIONS.contains(&header.version),
     };
-    if header.version != expected {
+    if !is_right {
+        let agreed = agreed.unwrap_or(*VERSIONS.end());
         return Err(WireError::Version {
             got: header.version,
-            agreed: expected,
+            agreed,
         });
     }
     match decode_body(header.kind, &record[HEADER_LEN..]) {
@@ -505,9 +523,10 @@ fn decode_body(kind: u16, body: &[u8]) -> Result<Message, String> {
         CONN_ACK => Message::ConnAck(coded(body)?),
         CHANNEL => Message::Channel(coded(body)?),
         CHANNEL_ACK => empty(Message::ChannelAck)?,
-        DRAINING => Message::Draining {
-            waiting_for: coded(body)?,
-        },
+        DRAINING => {
+            let (waiting_for, older) = coded(body)?;
+            Message::Draining { waiting_for, older }
+        }
         BYE => Message::Bye(coded(body)?),
         other => return Err(format!("unknown kind {other}")),
     })

@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Slots {
     taken: AtomicUsize,
     most: usize,
-    freed: Notify,
+    changed: Notify,
 }
 
 impl Slots {
@@ -29,7 +29,7 @@ impl Slots {
         Self {
             taken: AtomicUsize::new(0),
             most,
-            freed: Notify::new(),
+            changed: Notify::new(),
         }
     }
 
@@ -37,20 +37,22 @@ impl Slots {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Waits until a connection may be accepted.
-    async fn free(&self) {
+    /// Waits until a connection may be accepted, or until none may be.
+    async fn are(&self, full: bool) {
         loop {
-            let freed = self.freed.notified();
-            if self.taken() < self.most {
+            let changed = self.changed.notified();
+            if (self.taken() >= self.most) == full {
                 return;
             }
-            freed.await;
+            changed.await;
         }
     }
 
     /// Takes one, also beyond the limit: a connection that is adopted was accepted already.
     pub(crate) fn take(self: &Arc<Self>) -> Slot {
-        self.taken.fetch_add(1, Ordering::Relaxed);
+        if self.taken.fetch_add(1, Ordering::Relaxed) + 1 >= self.most {
+            self.changed.notify_waiters();
+        }
         Slot(self.clone())
     }
 }
@@ -63,7 +65,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::Relaxed);
         // Each accept loop may be waiting, and one slot may serve any of them.
-        self.0.freed.notify_waiters();
+        self.0.changed.notify_waiters();
     }
 }
 
@@ -72,13 +74,19 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
     let listener: Arc<str> = acceptor.name().into();
     loop {
         // More wait in the backlog, where the next generation finds them, too.
-        server.slots.free().await;
+        server.slots.are(false).await;
+        let accepted = tokio::select! {
+            biased;
+            // Others may be accepted or adopted while this waits for a client.
+            () = server.slots.are(true) => continue,
+            accepted = acceptor.accept() => accepted,
+        };
         let Some(Accepted {
             stream,
             peer,
             guard,
             ..
-        }) = acceptor.accept().await
+        }) = accepted
         else {
             return;
         };

@@ -34,11 +34,10 @@ pub struct RequestBody {
 }
 
 /// One request body that has not been read to its end.
-struct Hold {
+pub(crate) struct Hold {
     shared: Arc<Shared>,
     /// The exchange that the body belongs to.
     exchange: u64,
-    /// The client waits for `100 Continue` before it sends the body.
     expects_continue: bool,
     /// Reading gave an error: what follows in the connection is not known.
     failed: bool,
@@ -75,21 +74,26 @@ impl RequestBody {
         }
     }
 
-    /// Wraps the body of the exchange that has just begun in `shared`.
-    pub(crate) fn new(incoming: Incoming, shared: &Arc<Shared>, expects_continue: bool) -> Self {
-        // Most requests have no body; they pay nothing for this.
-        let hold = (!incoming.is_end_stream()).then(|| {
-            shared.body_begins();
-            Hold {
-                shared: Arc::clone(shared),
-                exchange: shared.exchange(),
-                expects_continue,
-                failed: false,
-            }
-        });
+    /// Wraps a body, which is already at its end if there is no `hold`.
+    pub(crate) fn new(incoming: Incoming, hold: Option<Hold>) -> Self {
         Self {
             incoming: Some(incoming),
             hold,
+        }
+    }
+}
+
+impl Hold {
+    /// Holds the connection for the body of the exchange that has just begun in `shared`.
+    ///
+    /// `expects_continue`: the client waits for `100 Continue` before it sends the body.
+    pub(crate) fn new(shared: &Arc<Shared>, expects_continue: bool) -> Self {
+        shared.body_begins();
+        Self {
+            shared: Arc::clone(shared),
+            exchange: shared.exchange(),
+            expects_continue,
+            failed: false,
         }
     }
 }

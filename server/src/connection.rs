@@ -185,29 +185,27 @@ pub(crate) async fn serve<S: Answer>(
 ) -> End {
     let mut life = Life::begin(stream, carried, service, config);
     let mut timer = pin!(sleep_until(life.first_deadline()));
-    let mut newest = orders.clone();
+    let order_waker = life.order_waker();
+    // Set when the sender of orders is gone.
     let mut is_deaf = false;
     loop {
-        newest.mark_unchanged();
         let order = *orders.borrow_and_update();
         if order == Order::Cut {
             return life.cut();
         }
         life.obey(order);
         let step = {
+            // Unconstrained: when this is pending, its waker will be woken by the next order.
             let mut changed = pin!(unconstrained(orders.changed()));
-            let mut ordered = |cx: &mut Context<'_>, task_is_new: bool| {
-                // Polling `changed` takes a lock that other connections take too, so it is done
-                // once for each task, and else only when there is something to be seen.
-                let look = !is_deaf && (task_is_new || newest.has_changed().unwrap_or(true));
-                match look.then(|| changed.as_mut().poll(cx)) {
-                    Some(Poll::Ready(Ok(()))) => true,
-                    Some(Poll::Ready(Err(_))) => {
-                        is_deaf = true;
-                        false
-                    }
-                    Some(Poll::Pending) | None => false,
+            let mut ordered = || {
+                if is_deaf {
+                    return false;
                 }
+                let order = changed
+                    .as_mut()
+                    .poll(&mut Context::from_waker(&order_waker));
+                is_deaf = matches!(order, Poll::Ready(Err(_)));
+                matches!(order, Poll::Ready(Ok(())))
             };
             poll_fn(|cx| life.poll(cx, timer.as_mut(), &mut ordered)).await
         };

@@ -80,14 +80,6 @@ pub enum Error {
     /// The probe was not answered with success; likewise.
     #[error("{0}")]
     Unhealthy(String),
-    /// A listener could not be accepted on.
-    #[error("listener `{name}`: {source}")]
-    Accept {
-        /// Its name.
-        name: String,
-        /// Why.
-        source: std::io::Error,
-    },
     /// It served, and was told to end before its time.
     #[error("{0}")]
     Ended(String),
@@ -333,11 +325,15 @@ impl<F> Server<F> {
         let starting = builder(Builder::new(&name)).start().await?;
         let (starting, service) = build_service(starting, build).await?;
         let service = service.into_service();
-        if let Some(path) = probe
-            && let Err(reason) = probe::probe(service.clone(), &path, ready_timeout).await
-        {
-            starting.refuse(reason.clone()).await;
-            return Err(Error::Unhealthy(reason));
+        if let Some(path) = probe {
+            let probed = tokio::select! {
+                probed = probe::probe(service.clone(), &path, ready_timeout) => probed,
+                reason = starting.cancelled() => return Err(StartError::Ended(reason).into()),
+            };
+            if let Err(reason) = probed {
+                starting.refuse(reason.clone()).await;
+                return Err(Error::Unhealthy(reason));
+            }
         }
         let serving = starting.ready().await?;
         serve(serving, service, limits, status).await
@@ -397,10 +393,9 @@ async fn serve<S: Serve>(
     });
     tokio::spawn(drain::command(serving.phase(), orders_tx));
     for name in serving.listeners() {
-        let acceptor = serving
-            .acceptor(&name)
-            .map_err(|source| Error::Accept { name, source })?;
-        tokio::spawn(accept::accept(acceptor, live.clone()));
+        if let Some(acceptor) = serving.acceptor(&name) {
+            tokio::spawn(accept::accept(acceptor, live.clone()));
+        }
     }
     if let Some(adopted) = serving.adopted() {
         tokio::spawn(accept::adopt(adopted, live));

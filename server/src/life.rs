@@ -66,7 +66,7 @@ pub(crate) struct Life<'a, S: Answer> {
     timer_set_to: Instant,
     /// The timer will wake `task`.
     timer_is_watched: bool,
-    /// The task that was told to the timer, the orders, and `shared`.
+    /// The task that was told to the timer and to `shared`.
     task: Option<Waker>,
 }
 
@@ -104,19 +104,21 @@ impl<'a, S: Answer> Life<'a, S> {
     pub(crate) fn obey(&mut self, order: Order) {
         self.order = order;
         self.shared.obey(order);
-        // The future that waits for the next order is a new one: it must be told the task.
-        self.task = None;
+    }
+
+    /// What the watch on orders is to wake.
+    pub(crate) fn order_waker(&self) -> Waker {
+        Waker::from(Arc::clone(&self.shared))
     }
 
     /// Polls hyper, then judges what it has left behind.
     ///
-    /// `ordered` says whether there is a new order; its second argument is whether it is to expect
-    /// the task of `cx` from now on.
+    /// `ordered` says whether there is a new order, and wakes [`Life::order_waker`] when there is.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         timer: Pin<&mut Sleep>,
-        ordered: &mut impl FnMut(&mut Context<'_>, bool) -> bool,
+        ordered: &mut impl FnMut() -> bool,
     ) -> Poll<Step> {
         let is_new = self
             .task
@@ -127,7 +129,7 @@ impl<'a, S: Answer> Life<'a, S> {
             self.shared.register(cx.waker());
             self.timer_is_watched = false;
         }
-        if ordered(cx, is_new) {
+        if self.shared.take_ordered() && ordered() {
             return Poll::Ready(Step::Ordered);
         }
         loop {

@@ -2,14 +2,16 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::{Shutdown, SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
+    path::Path,
 };
 
-use super::LONG;
+use super::{LONG, diag, eventually};
 
 /// One connection.
-pub struct Client {
-    stream: BufReader<TcpStream>,
+pub struct Client<S: Read + Write = TcpStream> {
+    stream: BufReader<S>,
 }
 
 /// One answer.
@@ -48,18 +50,71 @@ impl Answer {
 
 impl Client {
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("connect");
-        stream.set_nodelay(true).expect("nodelay");
-        stream.set_read_timeout(Some(LONG)).expect("timeout");
-        Self {
+        Self::try_connect(address).expect("connect")
+    }
+
+    pub fn try_connect(address: SocketAddr) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(LONG))?;
+        Ok(Self {
             stream: BufReader::new(stream),
-        }
+        })
     }
 
     pub fn socket(&self) -> &TcpStream {
         self.stream.get_ref()
     }
 
+    /// What the server calls this client.
+    pub fn name(&self) -> SocketAddr {
+        self.socket().local_addr().expect("an address")
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn half_close(&self) {
+        self.socket().shutdown(Shutdown::Write).expect("shutdown");
+    }
+
+    /// Whether something of the server's, or its end, can be read.
+    pub fn has_input(&self) -> bool {
+        self.socket().set_nonblocking(true).expect("nonblocking");
+        let peeked = self.socket().peek(&mut [0]);
+        self.socket().set_nonblocking(false).expect("blocking");
+        !self.stream.buffer().is_empty()
+            || !matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
+    }
+
+    /// The server's end: how many bytes it has not read, and whether a process has accepted it. `None` if
+    /// there is none any more.
+    fn at_server(&self) -> Option<(u64, bool)> {
+        let server = self.socket().peer_addr().expect("an address");
+        diag::look(server, self.name())
+    }
+
+    pub fn is_accepted(&self) -> bool {
+        self.at_server().is_some_and(|(_, accepted)| accepted)
+    }
+
+    /// Waits until the server has read all that was sent.
+    pub fn until_read(&self) {
+        eventually("the server has read what was sent", || {
+            self.at_server() == Some((0, true))
+        });
+    }
+}
+
+impl Client<UnixStream> {
+    pub fn connect_unix(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).expect("connect");
+        stream.set_read_timeout(Some(LONG)).expect("timeout");
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+}
+
+impl<S: Read + Write> Client<S> {
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream
             .get_mut()
@@ -73,6 +128,12 @@ impl Client {
         self.answer()
     }
 
+    /// The same with a server that may break.
+    pub fn try_get(&mut self, path: &str) -> io::Result<Option<Answer>> {
+        self.stream.get_mut().write_all(request(path).as_bytes())?;
+        self.try_answer()
+    }
+
     /// The next answer, which must come.
     pub fn answer(&mut self) -> Answer {
         self.try_answer()
@@ -82,6 +143,17 @@ impl Client {
 
     /// The next answer; `None` if the connection was closed in order instead.
     pub fn try_answer(&mut self) -> io::Result<Option<Answer>> {
+        let Some(mut answer) = self.try_head()? else {
+            return Ok(None);
+        };
+        let status = answer.status;
+        if status >= 200 && status != 204 && status != 304 {
+            answer.body = self.body(&answer)?;
+        }
+        Ok(Some(answer))
+    }
+
+    fn try_head(&mut self) -> io::Result<Option<Answer>> {
         let Some(line) = self.line()? else {
             return Ok(None);
         };
@@ -99,15 +171,16 @@ impl Client {
             let (name, value) = line.split_once(':').expect("a header");
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
-        let mut answer = Answer {
+        Ok(Some(Answer {
             status,
             headers,
             body: Vec::new(),
-        };
-        if status >= 200 && status != 204 && status != 304 {
-            answer.body = self.body(&answer)?;
-        }
-        Ok(Some(answer))
+        }))
+    }
+
+    /// The head of the next answer alone, to read its body in pieces.
+    pub fn head(&mut self) -> Answer {
+        self.try_head().expect("a head").expect("an answer")
     }
 
     fn body(&mut self, answer: &Answer) -> io::Result<Vec<u8>> {
@@ -132,7 +205,8 @@ impl Client {
         Ok(body)
     }
 
-    fn line(&mut self) -> io::Result<Option<String>> {
+    /// The next line of an answer; `None` at the end of the connection.
+    pub fn line(&mut self) -> io::Result<Option<String>> {
         let mut line = String::new();
         if self.stream.read_line(&mut line)? == 0 {
             return Ok(None);

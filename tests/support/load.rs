@@ -1,4 +1,4 @@
-//! Traffic while something happens: threads that ask without a pause and count what they get.
+//! Traffic while something happens: threads that ask and count what they get.
 
 use std::{
     net::SocketAddr,
@@ -7,9 +7,13 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use super::client::Client;
+
+/// Of calm traffic, between two requests.
+pub const PAUSE: Duration = Duration::from_millis(2);
 
 /// Running traffic: keep-alive connections, and new ones.
 pub struct Load {
@@ -22,6 +26,15 @@ impl Load {
     /// Two connections that stay, and one thread that connects anew for each request. A request that is not
     /// answered, or a connection that is closed, panics in its thread.
     pub fn start(address: SocketAddr) -> Self {
+        Self::with_pause(address, Duration::ZERO)
+    }
+
+    /// The same, with a moment between two requests: where many servers run at once.
+    pub fn calm(address: SocketAddr) -> Self {
+        Self::with_pause(address, PAUSE)
+    }
+
+    fn with_pause(address: SocketAddr, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
         let mut threads = Vec::new();
@@ -39,6 +52,7 @@ impl Load {
                     assert!(!answer.closes(), "the server closes a connection");
                     count += 1;
                     answered.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(pause);
                 }
                 count
             }));

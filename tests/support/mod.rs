@@ -12,8 +12,8 @@
 
 use std::{
     fs,
+    io::Write,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -21,8 +21,13 @@ use std::{
 
 use tempfile::TempDir;
 
+pub mod at_rest;
 pub mod client;
+pub mod crowd;
+mod diag;
 pub mod load;
+
+use client::Client;
 
 /// Longer than anything takes, even on a machine that is busy with other things: a test that waits
 /// so long has failed.
@@ -39,6 +44,7 @@ pub struct Hello {
 pub struct Start {
     args: Vec<String>,
     env: Vec<(String, String)>,
+    descriptors: Option<u32>,
 }
 
 impl Start {
@@ -52,6 +58,12 @@ impl Start {
         self
     }
 
+    /// It, and whatever it starts, may have so many descriptors.
+    pub fn descriptors(mut self, most: u32) -> Self {
+        self.descriptors = Some(most);
+        self
+    }
+
     /// Starts it and waits until it answers.
     pub fn start(self) -> Hello {
         let dir = tempfile::Builder::new()
@@ -59,9 +71,18 @@ impl Start {
             .tempdir()
             .expect("tempdir");
         let binary = dir.path().join("hello");
-        fs::copy(env!("CARGO_BIN_EXE_hello"), &binary).expect("copy hello");
+        copy_program(Path::new(env!("CARGO_BIN_EXE_hello")), &binary);
         let log = fs::File::create(dir.path().join("log")).expect("log");
-        let child = Command::new(&binary)
+        let mut command = match self.descriptors {
+            None => Command::new(&binary),
+            Some(most) => {
+                let mut shell = Command::new("/bin/sh");
+                let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+                shell.arg("-c").arg(script).arg(&binary);
+                shell
+            }
+        };
+        let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--pidfile"])
             .arg(dir.path().join("hello.pid"))
             .args(&self.args)
@@ -93,6 +114,7 @@ impl Hello {
         Start {
             args: Vec::new(),
             env: Vec::new(),
+            descriptors: None,
         }
     }
 
@@ -179,6 +201,18 @@ impl Hello {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
+    /// `hello reload --no-wait`, which must succeed: the new generation serves, and the old one may still
+    /// be busy.
+    pub fn begin_reload(&self) {
+        let output = self.hello(&["reload", "--no-wait"]);
+        assert!(
+            output.status.success(),
+            "reload: {}\n{}",
+            text(&output),
+            self.log()
+        );
+    }
+
     /// `hello reload`, which must fail with this exit code; what it said.
     pub fn reload_fails(&self, code: i32) -> String {
         let output = self.hello(&["reload"]);
@@ -208,6 +242,14 @@ impl Hello {
         self.status()["generation"].as_u64().expect("a generation")
     }
 
+    /// How many requests have been answered, by the application's own count.
+    pub fn requests(&self) -> u64 {
+        let status: serde_json::Value =
+            serde_json::from_slice(&Client::connect(self.address).get("/status").body)
+                .expect("JSON");
+        status["requests"].as_u64().expect("a number")
+    }
+
     /// Sends a signal to a process.
     pub fn signal(&self, pid: u32, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
@@ -222,8 +264,7 @@ impl Hello {
     /// Replaces the binary as a deploy does: a new file, renamed over.
     pub fn replace_binary(&self, content: &[u8]) {
         let new = self.dir.path().join("hello.new");
-        fs::write(&new, content).expect("write");
-        fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("chmod");
+        write_program(&new, content);
         fs::rename(&new, self.binary()).expect("rename");
     }
 
@@ -243,12 +284,14 @@ impl Hello {
             else {
                 continue;
             };
-            // A zombie has no command line.
-            let Ok(line) = fs::read(entry.path().join("cmdline")) else {
-                continue;
-            };
-            let dir = self.dir.path().as_os_str().as_encoded_bytes();
-            if line.windows(dir.len()).any(|window| window == dir) && pid != std::process::id() {
+            // A zombie has neither a command line nor a working directory; a script's `exec sleep` has
+            // only the latter in common with its server.
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let cwd = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            let dir = self.dir.path();
+            let bytes = dir.as_os_str().as_encoded_bytes();
+            let is_named = line.windows(bytes.len()).any(|window| window == bytes);
+            if (is_named || cwd.starts_with(dir)) && pid != std::process::id() {
                 pids.push(pid);
             }
         }
@@ -290,6 +333,27 @@ impl Drop for Hello {
             eprintln!("--- log of the server\n{}", self.log());
         }
     }
+}
+
+/// Copies a program. Not in this process: a descriptor that is open for writing is inherited, for a moment, by
+/// whatever another thread starts, and exec of the copy would fail with `ETXTBSY`.
+pub fn copy_program(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg(from).arg(to).status().expect("cp");
+    assert!(status.success(), "cp {}", from.display());
+}
+
+/// Writes one, likewise.
+pub fn write_program(path: &Path, content: &[u8]) {
+    let mut shell = Command::new("/bin/sh")
+        .args(["-c", "cat > \"$0\" && chmod 755 \"$0\""])
+        .arg(path)
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("sh");
+    let mut pipe = shell.stdin.take().expect("a pipe");
+    pipe.write_all(content).expect("write");
+    drop(pipe);
+    assert!(shell.wait().expect("sh").success(), "{}", path.display());
 }
 
 /// All that a command said.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 pub enum Request {
     /// One [`Event::Status`].
     Status,
-    /// Start a child and let it take over. Progress events, then
-    /// [`Event::Confirmed`] and [`Event::Drained`], or [`Event::Failed`], or [`Event::Refused`].
+    /// Start a child and let it take over. Progress events, then [`Event::Reloaded`] and, if it was
+    /// confirmed, [`Event::Drained`]; or [`Event::Refused`].
     Reload,
     /// What became of a reload, asked of whoever owns the socket now: by a client whose server
     /// went away before it could say.

@@ -1,7 +1,7 @@
 //! The server's end: who may connect, what they may say, and the way back to them.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -53,7 +53,8 @@ pub struct Incoming {
 /// future (the clients that it accepted stay); to take over again, call `run` again.
 #[derive(Debug)]
 pub struct Server {
-    listener: OwnedFd,
+    /// `None` once it was closed.
+    listener: Mutex<Option<OwnedFd>>,
     clients: Clients,
 }
 
@@ -72,7 +73,7 @@ impl Server {
     pub fn new(listener: OwnedFd) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(&listener, true)?;
         Ok(Self {
-            listener,
+            listener: Mutex::new(Some(listener)),
             clients: Clients {
                 slots: Arc::new(Semaphore::new(MAX_CLIENTS)),
                 outboxes: Mutex::default(),
@@ -80,10 +81,23 @@ impl Server {
         })
     }
 
-    /// The listener, to be passed to a child.
-    #[must_use]
-    pub fn listener(&self) -> BorrowedFd<'_> {
-        self.listener.as_fd()
+    /// A duplicate of the listener, to be passed on.
+    ///
+    /// # Errors
+    ///
+    /// `NotConnected` if it was [closed](Self::close); those of dup(2).
+    pub fn listener(&self) -> io::Result<OwnedFd> {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        match listener.as_ref() {
+            Some(listener) => listener.try_clone(),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        }
+    }
+
+    /// Closes this process's copy of the listener: another process accepts on it, or nobody. Clients
+    /// that were accepted are served on. End [`run`](Self::run) before.
+    pub fn close(&self) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Accepts clients and sends on what they ask, until the receiver of `requests` is dropped.
@@ -96,7 +110,7 @@ impl Server {
     pub async fn run(&self, requests: mpsc::Sender<Incoming>) -> io::Result<()> {
         // A duplicate, so that it is registered with epoll for only as long as this runs: epoll
         // would go on to report a listener that another process accepts on.
-        let listener = UnixListener::from_std(self.listener.try_clone()?.into())?;
+        let listener = UnixListener::from_std(self.listener()?.into())?;
         loop {
             let accepted = tokio::select! {
                 () = requests.closed() => return Ok(()),
@@ -343,7 +357,8 @@ async fn hung_up(from: &mut OwnedReadHalf) {
             tv_nsec: 0,
         };
         let polled = rustix::event::poll(&mut ends, Some(&now));
-        if polled.is_err() || ends[0].revents().contains(PollFlags::HUP) {
+        let interrupted = matches!(polled, Err(Errno::INTR));
+        if (polled.is_err() && !interrupted) || ends[0].revents().contains(PollFlags::HUP) {
             return;
         }
         tokio::time::sleep(HANG_UP_CHECK).await;

@@ -267,7 +267,7 @@ async fn a_pause_keeps_the_clients_and_lets_another_process_accept() {
     assert!((&mut world.running).await.unwrap_err().is_cancelled());
 
     // The child, on the same socket.
-    let shared = world.server.listener().try_clone_to_owned().unwrap();
+    let shared = world.server.listener().unwrap();
     let child = Arc::new(Server::new(shared).unwrap());
     let (running, requests) = start(&child);
     let parents_requests = std::mem::replace(&mut world.requests, requests);

@@ -224,7 +224,7 @@ fn a_running_server_is_found_and_signalled() {
     let status = server.0.wait().expect("wait");
     assert_eq!(
         process::describe_exit(status),
-        "killed by signal 15 (SIGTERM)"
+        "was killed by signal 15 (SIGTERM)"
     );
     assert!(!running.is_alive().expect("poll"));
     let error = running.signal(Signal::Term).expect_err("gone");

@@ -205,9 +205,12 @@ fn a_disarmed_child_lives_on() {
 fn an_end_is_told_in_words() {
     let (mut spawned, _channel, _stderr) = start(&shell("kill -ABRT $$"), &[]);
     let text = describe_exit(wait(&mut spawned));
-    assert!(text.starts_with("killed by signal 6 (SIGABRT)"), "{text}");
+    assert!(
+        text.starts_with("was killed by signal 6 (SIGABRT)"),
+        "{text}"
+    );
     let status = ExitStatus::from_raw(9);
-    assert_eq!(describe_exit(status), "killed by signal 9 (SIGKILL)");
+    assert_eq!(describe_exit(status), "was killed by signal 9 (SIGKILL)");
 }
 
 #[test]

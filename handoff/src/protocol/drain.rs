@@ -69,6 +69,11 @@ impl<T> Ledger<T> {
         }
     }
 
+    /// What is not acked, to be marked.
+    pub(crate) fn unacked_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.unacked.iter_mut().map(|(_, item)| item)
+    }
+
     /// The receiver is dead and has been heard to the end: what it did not ack is the sender's.
     pub(crate) fn take_back(&mut self) -> Vec<T> {
         self.unacked.drain(..).map(|(_, item)| item).collect()

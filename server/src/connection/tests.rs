@@ -1,5 +1,7 @@
 //! Connections over real sockets, moved between hyper instances within one process.
 
+mod app;
+mod client;
 mod closing;
 mod moves;
 mod smuggling;

@@ -155,3 +155,21 @@ async fn moves_without_end_under_load() {
     host.end().await;
     mover.await.unwrap();
 }
+
+/// A watch wakes its waiters a moment after its value is there to be seen. An order that was seen
+/// before its wake-up must not leave the connection deaf for the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_order_is_lost() {
+    let (mut client, host) = pair(Config::default()).await;
+    for _ in 0..300 {
+        let orders = host.orders();
+        let burst = tokio::task::spawn_blocking(move || {
+            for _ in 0..50 {
+                orders.send_replace(Order::Serve);
+            }
+        });
+        burst.await.unwrap();
+        host.hand_over().await;
+    }
+    assert_eq!(client.ask("/n/1").await.generation(), host.moves().total);
+}
