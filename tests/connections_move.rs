@@ -166,7 +166,7 @@ fn a_megabyte_of_pipelined_requests_crosses_a_reload() {
         scope.spawn(move || {
             writer
                 .write_all(one.repeat(count).as_bytes())
-                .expect("send")
+                .expect("send");
         });
         let mut reload = None;
         for number in 0..count {

@@ -159,7 +159,7 @@ fn slowly(whole: &str, status: u16) {
     let load = Load::start(hello.address());
     let mut sent = 0;
     std::thread::scope(|scope| {
-        let reloads = scope.spawn(|| (0..12).for_each(|_| drop(hello.begin_reload())));
+        let reloads = scope.spawn(|| (0..12).for_each(|_| drop(hello.reload())));
         while !reloads.is_finished() {
             let mut client = Client::connect(hello.address());
             for byte in whole.as_bytes() {

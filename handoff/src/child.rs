@@ -404,7 +404,8 @@ impl ChildDriver {
                 );
             }
             Action::Final => self.become_final(),
-            Action::Return => self.shared.set_phase(Phase::Finishing),
+            Action::Return => self.shared.set_phase(Phase::Paused),
+            Action::Resume => self.shared.set_phase(Phase::Serving),
             Action::SendRefuse(reason) => return self.say(&Message::Refuse(reason), vec![]),
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
@@ -570,7 +571,7 @@ fn peer_of(channel: &OwnedFd) -> io::Result<OwnedFd> {
             "process {} made the channel, and process {} started this one: a script between them must end in \
              `exec`",
             credentials.pid.as_raw_pid(),
-            parent.map_or(0, |pid| pid.as_raw_pid()),
+            parent.map_or(0, rustix::process::Pid::as_raw_pid),
         ))),
     }
 }

@@ -79,7 +79,7 @@ impl Peer {
         register(pidfd, Interest::READABLE).map(Self)
     }
 
-    pub(crate) fn is_dead(&self) -> bool {
+    fn is_dead(&self) -> bool {
         matches!(process::is_running(self.0.get_ref().as_fd()), Ok(false))
     }
 

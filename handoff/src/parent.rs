@@ -263,9 +263,6 @@ impl ParentDriver {
                 return Some(Event::Prepared);
             }
             Message::Ready => return Some(Event::Ready),
-            // A child that died right after it is not the service: its death is next, and this process
-            // has not stopped.
-            Message::Accepting if self.link.peer.is_dead() => return None,
             Message::Accepting => return Some(Event::Accepting),
             Message::Health(Health::Answer { number, ill }) if number == self.asked => {
                 return Some(Event::Health(ill));
@@ -394,6 +391,7 @@ impl ParentDriver {
             Timer::Retire => protocol::RETIRE_TIMEOUT,
             Timer::Accept => protocol::ACCEPT_TIMEOUT,
             Timer::Probation => settings.probation,
+            Timer::Confirm => Duration::ZERO,
             Timer::Heartbeat => protocol::HEARTBEAT,
             Timer::Silence => protocol::SILENCE_TIMEOUT,
             Timer::Goodbye => protocol::GOODBYE_TIMEOUT,

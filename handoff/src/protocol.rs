@@ -49,15 +49,19 @@ pub(crate) enum Timer {
     Retire,
     /// Parent: `Commit` to `Accepting`.
     Accept,
-    /// Parent: how long the child is on probation. Child: until it hears of the end of it.
+    /// Parent: how long the child is on probation.
     Probation,
-    /// Parent: when to ask, or to say that it drains.
+    /// Parent: of no length. What is queued, and a death, are reported before it: `Confirm` is not
+    /// said to a child that is dead already.
+    Confirm,
+    /// Parent: when to ask again, or to say that it drains.
     Heartbeat,
-    /// Either: the other has not said a word.
+    /// Parent: the child owes an answer. Child: the parent has not said a word.
     Silence,
     /// Parent: the child was told to go, and has nothing to finish.
     Goodbye,
-    /// Parent: the child was told to go, and finishes what it has accepted.
+    /// Parent: the child was told to go, and finishes what it has accepted. Child: it was revoked, and
+    /// returns what it has.
     Leave,
     /// Parent: after `Confirm`, until what is still under way is cut. The driver's own.
     Drain,

@@ -10,11 +10,14 @@ use tokio::{
 
 use crate::{
     connection::{self, Carried, Config, Order},
-    service::Serve,
+    service::{ConnectionInfo, Informed, Serve},
 };
 
 /// The longest answer that is looked at, in bytes: its status line is what counts.
 const MAX_ANSWER: u64 = 64 * 1024;
+
+/// What the service is told that the request came in by. No listener has this name: those are in lower case.
+const LISTENER: &str = "PROBE";
 
 /// Asks `service` for `path` over a connection that exists only in memory, through all that a real
 /// request goes through.
@@ -31,6 +34,13 @@ pub(crate) async fn probe<S: Serve>(
         UnixStream::pair().map_err(|e| failed(format!("could not be asked: {e}")))?;
     let (_order, orders) = watch::channel(Order::Serve);
     let config = Config::default();
+    let service = Informed {
+        service,
+        info: ConnectionInfo {
+            peer: None,
+            listener: LISTENER.into(),
+        },
+    };
     let served = connection::serve(theirs.into(), Carried::default(), service, &config, orders);
     let asked = async {
         tokio::select! {

@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use super::{Hello, LONG, client::Client, eventually};
+use super::{Hello, LONG, LOOK_AGAIN, client::Client, eventually};
 
 /// One process that serves, and what it holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +59,7 @@ impl Hello {
                 "before: {before:#?}\nnow: {now:#?}\n{}",
                 self.log()
             );
-            std::thread::yield_now();
+            std::thread::sleep(LOOK_AGAIN);
         }
     }
 

@@ -371,6 +371,10 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
     let start = Instant::now();
     while !happened() {
         assert!(start.elapsed() < LONG, "waited {LONG:?} until {what}");
-        std::thread::yield_now();
+        // Who looks all the time takes the processor from what it waits for.
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
+
+/// Between two looks.
+pub const LOOK_AGAIN: Duration = Duration::from_millis(2);

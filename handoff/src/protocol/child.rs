@@ -53,6 +53,7 @@ pub(crate) enum Event {
     /// The parent serves again.
     Revoke(String),
     /// What had to be returned has been.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no parent revokes yet"))]
     Returned,
     /// `Abort` or `Refuse`: the reload is over, in words.
     Aborted(String),
@@ -91,8 +92,11 @@ pub(crate) enum Action {
     AnswerHealth,
     /// The parent cannot come back: the lock, the pidfile and the control socket are ours.
     Final,
-    /// Stop accepting, return rest and connections; answer with [`Event::Returned`].
+    /// Pause accepting, return rest and connections; answer with [`Event::Returned`]. Nothing is closed
+    /// that [`Action::Resume`] could not open again.
     Return,
+    /// The parent to which it was to be returned has died: accept again, and keep the rest.
+    Resume,
     SendRefuse(String),
     SendStop(String),
     SendBye,
@@ -137,6 +141,12 @@ impl Child {
     #[cfg(test)]
     pub(crate) fn promotes(&self) -> bool {
         self.promote
+    }
+
+    /// The process is dead.
+    #[cfg(test)]
+    pub(crate) fn end(&mut self) {
+        self.state = State::Ended { serving: false };
     }
 
     /// Whether this process is the one that serves.
@@ -275,7 +285,11 @@ impl Child {
             Event::AskHealth => vec![Action::AnswerHealth, Action::Start(Timer::Silence)],
             Event::Revoke(_) => self.enter(
                 State::Returning,
-                vec![Action::Cancel(Timer::Silence), Action::Return],
+                vec![
+                    Action::Cancel(Timer::Silence),
+                    Action::Return,
+                    Action::Start(Timer::Leave),
+                ],
             ),
             // Broken words from a parent that may still come back: as if it were silent.
             Event::Timer(Timer::Silence) | Event::Broken(_) => self.enter(
@@ -304,7 +318,8 @@ impl Child {
                 State::Ended { serving: true },
                 vec![Action::Final, Action::ParentGone { crashed: true }],
             ),
-            Event::Stop(reason) => self.stop(reason, false),
+            // Its last word may have crossed our signal.
+            Event::Stop(reason) | Event::Stopped(reason) => self.stop(reason, false),
             _ => vec![],
         }
     }
@@ -337,6 +352,23 @@ impl Child {
     fn returning(&mut self, event: Event) -> Vec<Action> {
         match event {
             Event::Returned => self.exit(vec![Action::SendBye], "revoked by the parent".to_owned()),
+            Event::Timer(Timer::Leave) => {
+                let reason = "revoked by the parent, and not done in time with what it had";
+                self.exit(
+                    vec![Action::SendRefuse(reason.to_owned())],
+                    reason.to_owned(),
+                )
+            }
+            // A crash, and nobody else is there: whatever we were revoked for, it is better than nothing.
+            Event::ParentDied if self.promote => self.enter(
+                State::Ended { serving: true },
+                vec![
+                    Action::Cancel(Timer::Leave),
+                    Action::Resume,
+                    Action::Final,
+                    Action::ParentGone { crashed: true },
+                ],
+            ),
             Event::ParentDied => {
                 self.exit(vec![], "revoked by a parent that died since".to_owned())
             }
@@ -355,7 +387,7 @@ impl Child {
 
     fn stop(&mut self, reason: String, say: bool) -> Vec<Action> {
         self.state = State::Stopping;
-        let mut actions = vec![Action::Cancel(Timer::Silence)];
+        let mut actions = vec![Action::Cancel(Timer::Silence), Action::Cancel(Timer::Leave)];
         if say {
             actions.push(Action::SendStop(reason.clone()));
         }
@@ -374,3 +406,6 @@ impl Child {
         actions
     }
 }
+
+#[cfg(test)]
+mod tests;

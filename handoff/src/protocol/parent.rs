@@ -2,7 +2,8 @@
 //!
 //! Failure rules: whatever fails before `Confirm` ends in [`Action::Failed`], and only after the
 //! child's death has been seen: a deadline alone decides nothing once `Commit` is out, because
-//! a frozen child may thaw. Until `Confirm` the parent holds all that it needs to serve.
+//! a frozen child may thaw. Until `Confirm` the parent holds all that it needs to serve, and it says
+//! `Confirm` only after a word of the child's, and after it has looked whether that was its last.
 
 use super::Timer;
 
@@ -23,6 +24,8 @@ pub(crate) enum State {
     Committing,
     /// The child serves; the parent has paused.
     Probation,
+    /// The probation is over, or off: `Confirm` follows the child's answer to a last question.
+    Confirming,
     /// The child was revoked: it returns what it has.
     Revoking(Failure),
     /// The child was killed or told to go; its death is awaited.
@@ -89,8 +92,10 @@ pub(crate) enum Event {
     /// An operator stops this process.
     Stop(String),
     /// An operator ends the probation.
+    #[cfg_attr(not(test), expect(dead_code, reason = "there is no such verb yet"))]
     ConfirmNow,
     /// An operator takes the reload back.
+    #[cfg_attr(not(test), expect(dead_code, reason = "there is no such verb yet"))]
     Rollback,
     /// After `Confirm`: all is finished, passed or cut, and acknowledged.
     Drained,
@@ -171,7 +176,8 @@ impl Parent {
             State::Booting => "booting",
             State::Snapshotting | State::Restoring => "restoring",
             State::Retiring | State::Committing => "committing",
-            State::Probation => "probation",
+            State::Confirming if !self.probation => "committing",
+            State::Probation | State::Confirming => "probation",
             State::Revoking(_) | State::Dying(_) => "failing",
             State::Draining { .. } => "draining",
             State::Stopping => "stopping",
@@ -193,12 +199,18 @@ impl Parent {
         }
     }
 
+    /// The process is dead.
+    #[cfg(test)]
+    pub(crate) fn end(&mut self) {
+        self.state = State::Ended;
+    }
+
     /// One step.
     pub(crate) fn on(&mut self, event: Event) -> Vec<Action> {
         match (&self.state, event) {
             (State::Ended, _) => vec![],
             (_, Event::Stop(reason)) => self.stop(reason),
-            (_, Event::Died(how)) => self.died(how),
+            (_, Event::Died(how)) => self.died(&how),
             (State::Draining { child_lives }, event) => self.draining(*child_lives, event),
             (State::Dying(failure), event) => {
                 let failure = failure.clone();
@@ -213,7 +225,7 @@ impl Parent {
             (_, Event::Stopped(reason)) => self.stopped_by_child(reason),
             (_, Event::Refused(reason)) => self.fail(reason, Some("told")),
             (_, Event::Broken(reason)) => self.fail(reason, None),
-            (State::Probation, event) => self.probation(event),
+            (State::Probation | State::Confirming, event) => self.probation(event),
             (_, event) => self.before_accepting(event),
         }
     }
@@ -293,49 +305,72 @@ impl Parent {
                 Action::Phase("probation"),
                 Action::Start(Timer::Probation),
                 Action::AskHealth,
-                Action::Start(Timer::Heartbeat),
                 Action::Start(Timer::Silence),
             ]);
         } else {
-            actions.extend(self.confirm());
+            // Not `Confirm` at once: the child may have died with `Accepting` as its last word.
+            self.state = State::Confirming;
+            actions.push(Action::Start(Timer::Confirm));
         }
         actions
     }
 
     fn probation(&mut self, event: Event) -> Vec<Action> {
         match event {
-            Event::Health(None) => vec![Action::Start(Timer::Silence)],
+            Event::Health(None) if self.state == State::Confirming => {
+                vec![
+                    Action::Cancel(Timer::Silence),
+                    Action::Start(Timer::Confirm),
+                ]
+            }
+            // `Silence` runs only while an answer is due: were it to run between two questions, then
+            // two processes that wake from one long sleep would kill each other.
+            Event::Health(None) => {
+                vec![
+                    Action::Cancel(Timer::Silence),
+                    Action::Start(Timer::Heartbeat),
+                ]
+            }
             Event::Health(Some(ill)) => self.revoke(format!("the child is not healthy: {ill}")),
             Event::Timer(Timer::Heartbeat) => {
-                vec![Action::AskHealth, Action::Start(Timer::Heartbeat)]
+                vec![Action::AskHealth, Action::Start(Timer::Silence)]
             }
             Event::Timer(Timer::Silence) => {
                 self.fail("the child did not answer during probation".to_owned(), None)
             }
             Event::Rollback => self.revoke("rolled back by an operator".to_owned()),
-            Event::Timer(Timer::Probation) | Event::ConfirmNow => {
-                let mut actions = vec![
-                    Action::Cancel(Timer::Probation),
-                    Action::Cancel(Timer::Heartbeat),
-                    Action::Cancel(Timer::Silence),
-                ];
-                actions.extend(self.confirm());
-                actions
+            Event::Timer(Timer::Confirm) if self.state == State::Confirming => self.confirm(),
+            // A last question: whoever does not answer is not confirmed, however short the probation.
+            Event::Timer(Timer::Probation) | Event::ConfirmNow
+                if self.state == State::Probation =>
+            {
+                self.enter(
+                    State::Confirming,
+                    vec![
+                        Action::Cancel(Timer::Probation),
+                        Action::Cancel(Timer::Heartbeat),
+                        Action::AskHealth,
+                        Action::Start(Timer::Silence),
+                    ],
+                )
             }
+            Event::ConfirmNow => vec![],
             Event::Timer(_) | Event::Retired | Event::Snapshot(_) => vec![],
             event => self.fail(format!("the child said {event:?} in probation"), None),
         }
     }
 
     fn confirm(&mut self) -> Vec<Action> {
+        let mut actions = self.cancel_all();
         self.state = State::Draining { child_lives: true };
-        vec![
+        actions.extend([
             Action::SendConfirm,
             Action::ReleaseOwnership,
             Action::Phase("draining"),
             Action::StartDrain,
             Action::Start(Timer::Heartbeat),
-        ]
+        ]);
+        actions
     }
 
     fn draining(&mut self, child_lives: bool, event: Event) -> Vec<Action> {
@@ -370,21 +405,11 @@ impl Parent {
     }
 
     fn revoke(&mut self, reason: String) -> Vec<Action> {
-        let failure = Failure {
-            phase: "probation",
-            reason: reason.clone(),
-            undo: Undo::Accepting,
-        };
-        self.enter(
-            State::Revoking(failure),
-            vec![
-                Action::Cancel(Timer::Probation),
-                Action::Cancel(Timer::Heartbeat),
-                Action::Cancel(Timer::Silence),
-                Action::SendRevoke(reason),
-                Action::Start(Timer::Goodbye),
-            ],
-        )
+        let failure = self.failure(reason.clone());
+        let mut actions = self.cancel_all();
+        self.state = State::Revoking(failure);
+        actions.extend([Action::SendRevoke(reason), Action::Start(Timer::Goodbye)]);
+        actions
     }
 
     /// The child returns what it has, then says `Bye` and ends.
@@ -407,7 +432,7 @@ impl Parent {
         }
     }
 
-    fn died(&mut self, how: String) -> Vec<Action> {
+    fn died(&mut self, how: &str) -> Vec<Action> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Draining { child_lives: true } => self.drain_alone(true),
             State::Draining { child_lives: false } => {
@@ -457,7 +482,7 @@ impl Parent {
         let undo = match self.state {
             State::Retiring => Undo::Retired,
             State::Committing => Undo::Ownership,
-            State::Probation => Undo::Accepting,
+            State::Probation | State::Confirming => Undo::Accepting,
             _ => Undo::Nothing,
         };
         Failure {
@@ -490,7 +515,7 @@ impl Parent {
         let mut actions = self.cancel_all();
         let accepts = matches!(
             self.state,
-            State::Committing | State::Probation | State::Revoking(_)
+            State::Committing | State::Probation | State::Confirming | State::Revoking(_)
         );
         actions.push(Action::Start(if accepts {
             Timer::Leave
@@ -509,6 +534,7 @@ impl Parent {
             State::Retiring => &[Timer::Retire],
             State::Committing => &[Timer::Accept],
             State::Probation => &[Timer::Probation, Timer::Heartbeat, Timer::Silence],
+            State::Confirming => &[Timer::Silence, Timer::Confirm],
             State::Revoking(_) | State::Dying(_) => &[Timer::Goodbye],
             _ => &[],
         };
@@ -520,3 +546,6 @@ impl Parent {
         actions
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,18 +70,26 @@ impl Service {
 
     /// With failpoints.
     pub fn start_with(config: &str, failpoints: &str) -> Self {
+        Self::start_in(config, |_, command| {
+            command.env("HANDOFF_FAILPOINTS", failpoints);
+        })
+    }
+
+    /// With another environment, which may name the service's directory.
+    pub fn start_in(config: &str, change: impl FnOnce(&Path, &mut Command)) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("handoff-test-")
             .tempdir()
             .expect("tempdir");
         fs::write(dir.path().join("config"), config).expect("config");
         let log = fs::File::create(dir.path().join("log")).expect("log");
-        let child = Command::new(std::env::current_exe().expect("this executable"))
+        let mut command = Command::new(std::env::current_exe().expect("this executable"));
+        change(dir.path(), &mut command);
+        let child = command
             // The directory is a filter that matches nothing, and marks the process as ours.
             .args(["program", "--exact", "--nocapture"])
             .arg(dir.path())
             .env(PLAY, dir.path())
-            .env("HANDOFF_FAILPOINTS", failpoints)
             .current_dir(dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
