@@ -28,11 +28,11 @@ pub(crate) fn reloaded(report: &ReloadReport, parent: Parent) -> Option<String> 
     else {
         return None;
     };
-    let mut text = format!(
-        "{}: serving after {}",
-        succession(*from, *to),
-        micros(*serving_us)
-    );
+    let mut text = format!("{}: serving", succession(*from, *to));
+    // Only the parent knows; if it has crashed, nobody does.
+    if *serving_us > 0 {
+        let _ = write!(text, " after {}", micros(*serving_us));
+    }
     match (&report.drained, parent) {
         (Some(drained), _) => text.push_str(&drained_tail(drained)),
         (None, Parent::NotAwaited) => text.push_str(", parent drains"),
@@ -66,11 +66,11 @@ fn victims(connections: &ConnectionCounts) -> String {
 }
 
 fn drained_tail(drained: &Drained) -> String {
-    let mut text = ", parent drained".to_owned();
-    // A successor that is asked later does not know when that was.
-    if drained.at_us > 0 {
-        let _ = write!(text, " after {}", micros(drained.at_us));
-    }
+    let mut text = match drained.at_us {
+        // Asked of the successor, which does not know when that was.
+        0 => ", parent has ended".to_owned(),
+        after => format!(", parent drained after {}", micros(after)),
+    };
     if let Some(counts) = counts(&drained.connections) {
         let _ = write!(text, " ({counts})");
     }

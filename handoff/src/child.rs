@@ -85,6 +85,8 @@ pub(crate) struct ChildDriver {
     sequence: Sequence,
     /// The parent crashed before the commit: the names are ours, though we do not serve yet.
     pub(crate) orphaned: bool,
+    /// Whether whoever watches has been told that this process is the service.
+    is_final: bool,
 }
 
 impl ChildDriver {
@@ -119,6 +121,7 @@ impl ChildDriver {
             asked: 0,
             sequence: Sequence::default(),
             orphaned: false,
+            is_final: false,
         };
         // The first actions have no effect on the process as a whole.
         let _ = driver.perform(actions);
@@ -510,29 +513,36 @@ impl ChildDriver {
             listeners,
         };
         self.shared.news.reloaded(offer.reload, outcome);
+        self.is_final = true;
+        if self.orphaned {
+            self.tell_what_is_lost();
+        }
+    }
+
+    /// A parent that crashed has said no `Bye`, for which somebody may be waiting.
+    fn tell_what_is_lost(&self) {
+        let Some(offer) = &self.offer else { return };
+        let Generation { generation, pid } = offer.parent;
+        let draining = self.shared.draining();
+        let lost = ConnectionCounts {
+            cut: draining.first().map_or(0, |parent| parent.waiting_for),
+            named: vec![format!(
+                "generation {generation}, pid {pid}, crashed: what it still served is lost"
+            )],
+            ..ConnectionCounts::default()
+        };
+        self.shared.news.drained(offer.reload, 0, lost);
     }
 
     fn parent_gone(&mut self, crashed: bool, effects: &mut Vec<Effect>) {
         // First of all: until the commit stderr is a pipe that the parent read, and whoever writes to it
         // now may panic.
         self.adopt_stderr();
-        self.orphaned = crashed && !self.is_confirmed();
+        self.orphaned = crashed && !self.is_final;
         if crashed {
             tracing::error!("the parent has crashed; what it still served is lost");
-            if let Some(offer) = self.offer.as_ref().filter(|_| !self.orphaned) {
-                let Generation { generation, pid } = offer.parent;
-                let lost = ConnectionCounts {
-                    cut: self
-                        .shared
-                        .draining()
-                        .first()
-                        .map_or(0, |parent| parent.waiting_for),
-                    named: vec![format!(
-                        "generation {generation}, pid {pid}, crashed: what it still served is lost"
-                    )],
-                    ..ConnectionCounts::default()
-                };
-                self.shared.news.drained(offer.reload, 0, lost);
+            if self.is_final {
+                self.tell_what_is_lost();
             }
         }
         self.shared.set_draining(Vec::new());

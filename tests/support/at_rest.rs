@@ -162,9 +162,11 @@ pub fn descriptors(pid: u32) -> BTreeMap<String, usize> {
 
 /// Waits until a process has been frozen by SIGSTOP.
 pub fn freezes(pid: u32) {
-    eventually("the process is frozen", || {
-        state_and_parent(&pid.to_string()).is_some_and(|(state, _)| state == 'T')
-    });
+    eventually("the process is frozen", || is_frozen(pid));
+}
+
+pub fn is_frozen(pid: u32) -> bool {
+    state_and_parent(&pid.to_string()).is_some_and(|(state, _)| state == 'T')
 }
 
 /// Of a process: `R`, `S`, `T` (stopped), `Z` (zombie), and its parent.

@@ -101,7 +101,7 @@ fn a_successor_that_is_asked_later_does_not_know_when() {
     }
     assert_eq!(
         reloaded(&report, Parent::NotAwaited).unwrap(),
-        "generation 3 → 4, pid 811 → 857: serving after 4.1 ms, parent drained"
+        "generation 3 → 4, pid 811 → 857: serving after 4.1 ms, parent has ended"
     );
 }
 

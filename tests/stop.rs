@@ -1,0 +1,177 @@
+//! The end of the service: when it is told to, all of it, and nothing comes back to life.
+
+mod support;
+
+use std::{net::TcpListener, process::Stdio};
+
+use nix::sys::signal::Signal;
+use support::{
+    Hello,
+    client::{Client, request},
+    eventually, text,
+};
+
+/// Nothing that names the service is left, and its port is free.
+fn assert_gone(hello: &Hello) {
+    eventually("every process has ended", || hello.processes().is_empty());
+    assert!(!hello.pidfile().exists(), "the pidfile is left");
+    assert!(!hello.control().exists(), "the control socket is left");
+    TcpListener::bind(hello.address()).expect("the port is free");
+    let output = hello.hello(&["status"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+}
+
+#[test]
+fn what_is_under_way_is_answered_and_closed_in_order() {
+    let hello = Hello::start();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=300"));
+    eventually("the request is under way", || {
+        hello.status()["application"]["connections"] == 1
+    });
+    let output = hello.hello(&["stop"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let answer = slow.answer();
+    assert_eq!(answer.status, 200);
+    assert!(answer.closes());
+    slow.expect_end();
+    assert_gone(&hello);
+}
+
+#[test]
+fn a_server_can_be_started_at_once_on_the_same_names() {
+    let hello = Hello::start();
+    {
+        assert!(hello.hello(&["stop"]).status.success());
+        eventually("it has ended", || hello.processes().is_empty());
+        let mut child = hello
+            .verb(&["serve", "--listen", &hello.address().to_string()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("serve");
+        eventually("it answers", || hello.hello(&["status"]).status.success());
+        assert_eq!(hello.pid(), child.id());
+        assert_eq!(
+            Client::connect(hello.address()).get("/hello").generation(),
+            1
+        );
+        let stopped = hello.hello(&["stop"]);
+        assert!(stopped.status.success(), "{}", text(&stopped));
+        assert!(child.wait().expect("wait").success());
+        let mut child = hello
+            .verb(&["serve", "--listen", &hello.address().to_string()])
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("serve");
+        eventually("it answers", || hello.hello(&["status"]).status.success());
+        hello.signal(child.id(), Signal::SIGTERM);
+        assert!(child.wait().expect("wait").success());
+    }
+    assert_gone(&hello);
+}
+
+#[test]
+fn a_stop_during_a_reload_ends_both() {
+    for place in [
+        "child/after-say/Hello",
+        "child/heard/Offer",
+        "child/before-say/Ready",
+        "child/heard/State",
+    ] {
+        let hello = Hello::with()
+            .env("HANDOFF_FAILPOINTS", &format!("{place}=stop"))
+            .start();
+        let reload = hello
+            .verb(&["reload"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("reload");
+        eventually("the child runs", || {
+            hello.status()["reload"]["pid"].is_number()
+        });
+        let output = hello.hello(&["stop"]);
+        assert!(output.status.success(), "{place}: {}", text(&output));
+        let reload = reload.wait_with_output().expect("reload");
+        assert!(!reload.status.success(), "{place}: {}", text(&reload));
+        assert_gone(&hello);
+    }
+}
+
+#[test]
+fn a_child_that_is_told_to_stop_while_it_boots_ends_both() {
+    let hello = Hello::with().arg("--probe").arg("/slow?ms=500").start();
+    let reload = hello
+        .verb(&["reload"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    eventually("the child is being probed", || {
+        hello.status()["reload"]["phase"] == "restoring"
+    });
+    let child = hello.status()["reload"]["pid"].as_u64().expect("a child");
+    let child = u32::try_from(child).expect("a pid");
+    hello.signal(child, Signal::SIGTERM);
+    assert!(!reload.expect("reload").wait().expect("reload").success());
+    assert_gone(&hello);
+}
+
+#[test]
+fn a_storm_of_sigterm_is_one_stop_at_once() {
+    let hello = Hello::start();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=30000"));
+    eventually("the request is under way", || {
+        hello.status()["application"]["connections"] == 1
+    });
+    let pid = hello.pid();
+    for _ in 0..20 {
+        if hello.processes().contains(&pid) {
+            let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+            let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        }
+    }
+    eventually("the second one cuts what is under way", || {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+        let _ = nix::sys::signal::kill(pid, Signal::SIGTERM);
+        hello.processes().is_empty()
+    });
+    assert!(
+        hello
+            .log()
+            .contains("a second request to stop: stopping at once")
+    );
+    assert_gone(&hello);
+}
+
+#[test]
+fn sigquit_stops_at_once() {
+    let hello = Hello::start();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=30000"));
+    eventually("the request is under way", || {
+        hello.status()["application"]["connections"] == 1
+    });
+    hello.signal(hello.pid(), Signal::SIGQUIT);
+    assert_gone(&hello);
+}
+
+#[test]
+fn a_signal_to_a_draining_generation_leaves_the_service_alone() {
+    let hello = Hello::start();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=1500"));
+    eventually("the request is under way", || {
+        hello.status()["application"]["connections"] == 1
+    });
+    let first = hello.pid();
+    hello.begin_reload();
+    hello.signal(first, Signal::SIGTERM);
+    let answer = slow.answer();
+    assert_eq!((answer.status, answer.generation()), (200, 1));
+    hello.settles();
+    assert_eq!(
+        Client::connect(hello.address()).get("/hello").generation(),
+        2
+    );
+}
