@@ -71,7 +71,7 @@ fn default() -> Start {
 }
 
 fn impatient() -> Start {
-    Hello::with().arg("--ready-timeout").arg("1500ms")
+    Hello::with().arg("--ready-timeout").arg("4s")
 }
 
 #[test]

@@ -16,6 +16,7 @@ use support::{
     client::{Answer, Client, request},
     eventually,
     load::Load,
+    raise_descriptors,
 };
 
 /// Long enough to span a reload, even on a busy machine.
@@ -368,8 +369,12 @@ fn generations_that_still_drain_finish_while_the_next_ones_serve() {
 /// While the process is frozen, requests arrive in the kernel; then it is told to stop.
 #[test]
 fn requests_that_only_the_kernel_has_are_answered_before_a_stop() {
+    raise_descriptors();
     let hello = Hello::start();
-    let mut idle: Vec<Client> = (0..20).map(|_| Client::connect(hello.address())).collect();
+    // More than the process can hear of at once.
+    let mut idle: Vec<Client> = (0..2000)
+        .map(|_| Client::connect(hello.address()))
+        .collect();
     let mut half: Vec<Client> = (0..20).map(|_| Client::connect(hello.address())).collect();
     let mut silent = Client::connect(hello.address());
     for client in idle.iter_mut().chain(&mut half).chain([&mut silent]) {

@@ -7,7 +7,9 @@ use std::{net::TcpListener, process::Stdio};
 use nix::sys::signal::Signal;
 use support::{
     Hello,
+    at_rest::freezes,
     client::{Client, request},
+    crowd::Crowd,
     eventually, text,
 };
 
@@ -174,4 +176,100 @@ fn a_signal_to_a_draining_generation_leaves_the_service_alone() {
         Client::connect(hello.address()).get("/hello").generation(),
         2
     );
+}
+
+/// Once the child has been told to take over it has the pidfile, and may have the control socket: whoever is asked to
+/// stop, both end.
+#[test]
+fn a_stop_between_commit_and_accepting_ends_both() {
+    for place in ["child/heard/Commit", "child/before-say/Accepting"] {
+        let hello = Hello::with()
+            .arg("--drain-timeout")
+            .arg("500ms")
+            .env("HANDOFF_FAILPOINTS", &format!("{place}=stop"))
+            .start();
+        let parent = hello.pid();
+        let crowd = Crowd::start(hello.address());
+        let reload = hello
+            .verb(&["reload"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("reload");
+        let child = the_other(&hello, &[parent, reload.id()]);
+        freezes(child);
+        let output = hello.hello(&["stop"]);
+        assert!(output.status.success(), "{place}: {}", text(&output));
+        let reload = reload.wait_with_output().expect("reload");
+        assert!(!reload.status.success(), "{place}: {}", text(&reload));
+        assert_gone(&hello);
+        crowd.finish();
+    }
+}
+
+fn the_other(hello: &Hello, known: &[u32]) -> u32 {
+    let mut other = None;
+    eventually("there is a child", || {
+        other = hello.processes().into_iter().find(|pid| !known.contains(pid));
+        other.is_some()
+    });
+    other.expect("found")
+}
+
+#[test]
+fn under_traffic_every_request_is_answered_or_refused() {
+    let hello = Hello::start();
+    let crowd = Crowd::start(hello.address());
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=300"));
+    slow.until_read();
+    let output = hello.hello(&["stop"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let answer = slow.answer();
+    assert_eq!((answer.status, answer.closes()), (200, true));
+    crowd.is_refused();
+    let counts = crowd.finish();
+    // A client that sends as its resting connection is closed.
+    assert!(counts.lost <= Crowd::CLIENTS, "{counts:?}");
+    drop(slow);
+    assert_gone(&hello);
+    hello.serve_anew();
+}
+
+/// The first one lets the request under way finish, the second one does not.
+#[test]
+fn a_second_sigterm_does_not_wait() {
+    let hello = Hello::start();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=30000"));
+    slow.until_read();
+    hello.signal(hello.pid(), Signal::SIGTERM);
+    eventually("the first one is heeded", || hello.log().contains("stopping"));
+    assert_eq!(hello.processes().len(), 1);
+    assert!(!slow.has_input(), "the request is still under way");
+    hello.signal(hello.pid(), Signal::SIGTERM);
+    assert_gone(&hello);
+    assert!(slow.try_answer().map_or(true, |answer| answer.is_none()), "it was cut");
+}
+
+/// Frozen, it cannot hear of it: it is told to the parent alone, and killed by it.
+#[test]
+fn a_stop_while_the_child_is_frozen_leaves_no_process() {
+    let hello = Hello::with()
+        .env("HANDOFF_FAILPOINTS", "child/after-say/Prepared=stop")
+        .start();
+    let parent = hello.pid();
+    let reload = hello
+        .verb(&["reload"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("reload");
+    let child = the_other(&hello, &[parent, reload.id()]);
+    freezes(child);
+    hello.signal(parent, Signal::SIGTERM);
+    let reload = reload.wait_with_output().expect("reload");
+    assert!(!reload.status.success(), "{}", text(&reload));
+    eprintln!("{}", text(&reload));
+    assert_gone(&hello);
 }

@@ -119,8 +119,8 @@ fn unfinished(args: &Reload, error: ClientError) -> Failure {
     exit.because(anyhow!("{error:#}{advice}"))
 }
 
-/// Who serves on, by its own word.
-async fn survivor(socket: &Path) -> Option<Generation> {
+/// Who serves on, by its own word, and in which phase it is.
+async fn survivor(socket: &Path) -> Option<(Generation, String)> {
     let status = control::status(socket, ANSWER_PATIENCE).await.ok()?;
-    Some(status.process)
+    Some((status.process, status.phase))
 }

@@ -121,12 +121,13 @@ pub(crate) fn failed(reload: u64, phase: &str, reason: &str) -> String {
     format!("reload {reload} failed while {phase}: {reason}")
 }
 
-/// Its last line: the good news.
-pub(crate) fn serves_on(survivor: Option<Generation>) -> String {
+/// Its last line: the good news, if it is.
+pub(crate) fn serves_on(survivor: Option<(Generation, String)>) -> String {
     match survivor {
-        Some(Generation { generation, pid }) => {
-            format!("generation {generation}, pid {pid}, serves on")
-        }
+        Some((Generation { generation, pid }, phase)) => match phase.as_str() {
+            "serving" => format!("generation {generation}, pid {pid}, serves on"),
+            phase => format!("generation {generation}, pid {pid}, is {phase}"),
+        },
         None => "the old generation serves on, but has not answered since; see `hello status`"
             .to_owned(),
     }

@@ -605,6 +605,7 @@ impl Succession {
             down.flush().await;
         }
         if !handed_over {
+            self.end_child();
             self.retract();
         }
         self.shared.flush_control().await;
@@ -618,6 +619,15 @@ impl Succession {
             );
         }
         self.shared.end(result);
+    }
+
+    /// A child that has outstayed every deadline is killed: it holds the lock, and its name may be in the
+    /// pidfile.
+    fn end_child(&mut self) {
+        if let Some(down) = self.downstream.take_if(|down| !down.is_confirmed()) {
+            self.last_child = Some(down.pid());
+            // Killed and reaped by its drop.
+        }
     }
 
     /// Removes what names the service, as far as it is this process's.

@@ -356,6 +356,13 @@ pub fn write_program(path: &Path, content: &[u8]) {
     assert!(shell.wait().expect("sh").success(), "{}", path.display());
 }
 
+/// Lets this process have as many connections as a test needs.
+pub fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("setrlimit");
+}
+
 /// All that a command said.
 pub fn text(output: &Output) -> String {
     format!(

@@ -111,7 +111,9 @@ fn a_failure_has_a_phase_a_reason_and_a_survivor() {
         failed(7, "booting", "the child exited with status 101"),
         "reload 7 failed while booting: the child exited with status 101"
     );
-    assert_eq!(serves_on(Some(FROM)), "generation 3, pid 811, serves on");
+    let phase = |phase: &str| serves_on(Some((FROM, phase.to_owned())));
+    assert_eq!(phase("serving"), "generation 3, pid 811, serves on");
+    assert_eq!(phase("stopping"), "generation 3, pid 811, is stopping");
 }
 
 #[test]
