@@ -260,9 +260,9 @@ fn a_child_that_is_frozen_before_it_accepts() {
         |(point, phase)| {
             let start = Hello::with().arg("--ready-timeout").arg("5s");
             let reason = match *phase {
-                "joining" => "the child did not say Hello in time: is it this program? (limit: 2s)",
-                "booting" => "the child was not prepared in time (limit: 2s)",
-                "restoring" => "the child was not ready in time (limit: 2s)",
+                "joining" => "the child did not say Hello in time: is it this program? (limit: 5s)",
+                "booting" => "the child was not prepared in time (limit: 5s)",
+                "restoring" => "the child was not ready in time (limit: 5s)",
                 _ => "the child did not accept in time after the commit (limit: 5s)",
             };
             old_one_serves_on(start, point, "stop", phase, reason);

@@ -128,7 +128,8 @@ pub(crate) fn serves_on(survivor: Option<(Generation, String)>) -> String {
             "serving" => format!("generation {generation}, pid {pid}, serves on"),
             phase => format!("generation {generation}, pid {pid}, is {phase}"),
         },
-        None => "the old generation serves on, but has not answered since; see `hello status`"
+        None => "whether the old generation serves on is not known, it has not answered since; see \
+                 `hello status`"
             .to_owned(),
     }
 }

@@ -626,6 +626,12 @@ impl Succession {
     fn end_child(&mut self) {
         if let Some(down) = self.downstream.take_if(|down| !down.is_confirmed()) {
             self.last_child = Some(down.pid());
+            let outcome = Outcome::Failed {
+                phase: down.phase().to_owned(),
+                reason: "the service was stopped, and the child did not end in time".to_owned(),
+                stderr: vec![],
+            };
+            self.shared.news.reloaded(down.reload(), outcome);
             // Killed and reaped by its drop.
         }
     }
