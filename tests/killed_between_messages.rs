@@ -4,6 +4,11 @@
 //! and no request is lost. Once the offer is complete, the death of the old one makes the new one serve. Who
 //! was frozen and thaws again in time was just slow.
 
+#![allow(
+    clippy::zombie_processes,
+    reason = "the harness kills what runs from its directory"
+)]
+
 mod support;
 
 use std::{

@@ -1,5 +1,10 @@
 //! The end of the service: when it is told to, all of it, and nothing comes back to life.
 
+#![allow(
+    clippy::zombie_processes,
+    reason = "the harness kills what runs from its directory"
+)]
+
 mod support;
 
 use std::{net::TcpListener, process::Stdio};
@@ -210,7 +215,10 @@ fn a_stop_between_commit_and_accepting_ends_both() {
 fn the_other(hello: &Hello, known: &[u32]) -> u32 {
     let mut other = None;
     eventually("there is a child", || {
-        other = hello.processes().into_iter().find(|pid| !known.contains(pid));
+        other = hello
+            .processes()
+            .into_iter()
+            .find(|pid| !known.contains(pid));
         other.is_some()
     });
     other.expect("found")
@@ -244,12 +252,17 @@ fn a_second_sigterm_does_not_wait() {
     slow.send(request("/slow?ms=30000"));
     slow.until_read();
     hello.signal(hello.pid(), Signal::SIGTERM);
-    eventually("the first one is heeded", || hello.log().contains("stopping"));
+    eventually("the first one is heeded", || {
+        hello.log().contains("stopping")
+    });
     assert_eq!(hello.processes().len(), 1);
     assert!(!slow.has_input(), "the request is still under way");
     hello.signal(hello.pid(), Signal::SIGTERM);
     assert_gone(&hello);
-    assert!(slow.try_answer().map_or(true, |answer| answer.is_none()), "it was cut");
+    assert!(
+        slow.try_answer().map_or(true, |answer| answer.is_none()),
+        "it was cut"
+    );
 }
 
 /// Frozen, it cannot hear of it: it is told to the parent alone, and killed by it.

@@ -128,9 +128,11 @@ pub(crate) fn serves_on(survivor: Option<(Generation, String)>) -> String {
             "serving" => format!("generation {generation}, pid {pid}, serves on"),
             phase => format!("generation {generation}, pid {pid}, is {phase}"),
         },
-        None => "whether the old generation serves on is not known, it has not answered since; see \
+        None => {
+            "whether the old generation serves on is not known, it has not answered since; see \
                  `hello status`"
-            .to_owned(),
+                .to_owned()
+        }
     }
 }
 
