@@ -47,7 +47,10 @@ fn one_that_is_stale_is_known_as_such_and_does_not_keep_a_server_from_starting()
     let hello = Hello::start();
     let pid = hello.pid();
     hello.signal(pid, nix::sys::signal::Signal::SIGKILL);
-    eventually("it is dead", || hello.processes().is_empty());
+    // Its memory goes first, its descriptors and with them the lock a moment later.
+    eventually("it is dead", || {
+        hello.hello(&["status"]).status.code() == Some(3)
+    });
     assert!(hello.pidfile().exists());
     assert_not_running(&hello.pidfile());
     let mut child = hello

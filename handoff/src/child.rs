@@ -1,4 +1,4 @@
-//! The child's side of a reload: carries out what the machine in [`protocol::child`](crate::protocol::child)
+//! The child's side of a reload: carries out what the machine in [`protocol::child`]
 //! decides, and takes in what its parent passes on until the parent has gone.
 //!
 //! Nothing here waits but [`ChildDriver::next`], which is cancel safe; what the application has to do comes

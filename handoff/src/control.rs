@@ -3,7 +3,7 @@
 //! Both ends are here, so that any program on this crate can have the verbs `status`, `reload`,
 //! `stop` and `events`, and neither end knows how a reload works:
 //!
-//! - [`bind`] makes the socket, [`Server`] turns what clients say into [`Incoming`] requests, and a
+//! - [`bind()`] makes the socket, [`Server`] turns what clients say into [`Incoming`] requests, and a
 //!   [`Reply`] carries [`Event`]s back;
 //! - [`Client`] speaks one request; [`reload`], [`stop`] and [`status`] are whole conversations,
 //!   which outlive the process that they began with.

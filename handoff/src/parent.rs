@@ -1,4 +1,4 @@
-//! The parent's side of a reload: carries out what the machine in [`protocol::parent`](crate::protocol::parent)
+//! The parent's side of a reload: carries out what the machine in [`protocol::parent`]
 //! decides.
 //!
 //! Nothing here waits but [`ParentDriver::next`], which is cancel safe; everything that takes time

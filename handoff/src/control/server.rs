@@ -65,7 +65,7 @@ struct Clients {
 }
 
 impl Server {
-    /// Serves a listening Unix stream socket, made by [`bind`](super::bind) or inherited.
+    /// Serves a listening Unix stream socket, made by [`bind`](super::bind()) or inherited.
     ///
     /// # Errors
     ///
