@@ -63,6 +63,15 @@ impl Clock {
         }
     }
 
+    /// A head that is late already had its [`GRACE`] in the process that it comes from: granted anew
+    /// by each, it would never end for a client that sends a byte at a time.
+    pub(crate) fn arrives(&mut self, config: &Config) {
+        let now = Instant::now();
+        if self.has_head() && self.deadline(config) <= now {
+            self.graced = Some(now);
+        }
+    }
+
     /// What has been used up by now, for another process to [`Clock::resume`] with. `has_head`: part
     /// of a head has been read.
     pub(crate) fn spent(&self, has_head: bool) -> Spent {

@@ -77,6 +77,7 @@ impl<'a, S: Answer> Life<'a, S> {
         if !carried.leftover.is_empty() {
             clock.head_begins(Instant::now());
         }
+        clock.arrives(config);
         let timer_set_to = clock.deadline(config);
         let mut life = Self {
             config,
