@@ -84,7 +84,7 @@ fn succession(from: Generation, to: Generation) -> String {
     )
 }
 
-/// `40 connections moved, 2 drained, 1 cut`, without what is zero.
+/// `40 connections moved (31 idle, 8 after an answer, 1 upgraded), 2 drained, 1 cut`, without what is zero.
 fn counts(connections: &ConnectionCounts) -> Option<String> {
     let ConnectionCounts {
         moved,
@@ -92,7 +92,8 @@ fn counts(connections: &ConnectionCounts) -> Option<String> {
         cut,
         ..
     } = connections;
-    let parts: Vec<String> = [(*moved, "moved"), (*drained, "drained"), (*cut, "cut")]
+    let as_what = format!("moved{}", moved_as(connections));
+    let parts: Vec<String> = [(*moved, &*as_what), (*drained, "drained"), (*cut, "cut")]
         .into_iter()
         .filter(|(count, _)| *count > 0)
         .enumerate()
@@ -103,6 +104,25 @@ fn counts(connections: &ConnectionCounts) -> Option<String> {
         })
         .collect();
     (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+/// ` (31 idle, 8 after an answer)`, the most frequent first.
+fn moved_as(connections: &ConnectionCounts) -> String {
+    let mut kinds: Vec<(&String, &u64)> = connections.moved_as.iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+    let word = |what: &String| match what.as_str() {
+        "answered" => "after an answer".to_owned(),
+        what => what.to_owned(),
+    };
+    match kinds.as_slice() {
+        [] => String::new(),
+        [(what, _)] => format!(" ({})", word(what)),
+        kinds => {
+            let counted = |(what, count): &(&String, &u64)| format!("{count} {}", word(what));
+            let words: Vec<String> = kinds.iter().map(counted).collect();
+            format!(" ({})", words.join(", "))
+        }
+    }
 }
 
 fn changed_listeners(changes: &ListenerChanges) -> String {

@@ -208,9 +208,9 @@ impl Builder {
             probation: Duration::ZERO,
             promote: self.orphan == Orphan::Promote,
             hooks: self.hooks,
-            kinds: self.kinds.into_iter().collect(),
         };
         let (shared, receivers) = Shared::new(settings, program, paths);
+        shared.kinds().extend(self.kinds);
         let (adopted, receivers) = succession::split(receivers);
         let (commands, inbox) = mpsc::unbounded_channel();
         let (offered_tx, offered) = oneshot::channel();
@@ -376,6 +376,11 @@ impl Starting {
     pub fn cancelled(&self) -> impl Future<Output = String> + Send + use<> {
         let mut watch = self.ended.clone();
         async move { ended(&mut watch).await }
+    }
+
+    /// Adopt connections of this kind, too: see [`Builder::adopt`].
+    pub fn adopt(&self, kind: impl Into<String>) {
+        self.shared.kinds().insert(kind.into());
     }
 
     /// Makes a section of the state: as the parent had it if there is one, else as given.

@@ -61,6 +61,17 @@ pub(crate) enum ChannelError {
     Io(#[from] io::Error),
 }
 
+/// Where a conversation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// What was agreed on.
+    pub(crate) version: u16,
+    /// The number of the last message sent.
+    pub(crate) sent: u64,
+    /// The number of the last message received.
+    pub(crate) received: u64,
+}
+
 struct Outgoing {
     record: Vec<u8>,
     fds: Vec<Arc<OwnedFd>>,
@@ -105,6 +116,31 @@ impl Channel {
             outgoing: VecDeque::new(),
             buffer: vec![0; MAX_MESSAGE + 1],
         })
+    }
+
+    /// Takes up a conversation that another process has had so far.
+    pub(crate) fn resume(fd: OwnedFd, position: Position) -> io::Result<Self> {
+        Ok(Self {
+            version: Some(position.version),
+            sent: position.sent,
+            received: position.received,
+            ..Self::new(fd)?
+        })
+    }
+
+    /// Where the conversation is, for another process to [`resume`](Self::resume) it. `None` while something is queued, or nothing has been agreed on.
+    pub(crate) fn position(&self) -> Option<Position> {
+        let version = self.version.filter(|_| !self.is_pending())?;
+        Some(Position {
+            version,
+            sent: self.sent,
+            received: self.received,
+        })
+    }
+
+    /// A duplicate of this end.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.fd.get_ref().try_clone()
     }
 
     /// From here on messages are of this version.
@@ -169,19 +205,21 @@ impl Channel {
 
     /// Writes what is queued, for at most `patience`, before the process ends.
     pub(crate) async fn flush(&mut self, patience: std::time::Duration) {
-        let written = async {
-            while self.is_pending() {
-                let Ok(mut guard) = self.fd.writable().await else {
-                    return;
-                };
-                guard.clear_ready();
-                drop(guard);
-                if self.write_queued().is_err() {
-                    return;
-                }
+        let _ = tokio::time::timeout(patience, self.written()).await;
+    }
+
+    /// Returns when all that is queued is written, or cannot be. Cancel safe.
+    pub(crate) async fn written(&mut self) {
+        while self.is_pending() {
+            let Ok(mut guard) = self.fd.writable().await else {
+                return;
+            };
+            guard.clear_ready();
+            drop(guard);
+            if self.write_queued().is_err() {
+                return;
             }
-        };
-        let _ = tokio::time::timeout(patience, written).await;
+        }
     }
 
     /// Writes as much of what is queued as the kernel takes.

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     changes,
+    channel::Position,
     connections::{self, Unpacked},
     control::{
         self, Outcome,
@@ -36,7 +37,10 @@ use crate::{
     },
     shared::{Adopted, Phase, Shared, Turn},
     state::{Deltas, Snapshot},
-    wire::{Batch, BatchAck, Health, Hello, Message, Offer, Older, Prepared, Rest, VERSIONS},
+    wire::{
+        Batch, BatchAck, Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared,
+        Rest, VERSIONS,
+    },
 };
 
 /// What the application gets of an offer.
@@ -65,6 +69,8 @@ pub(crate) enum Effect {
     ParentGone,
     /// This process never served, or does no more: end.
     Exit(String),
+    /// The channel goes on to this process's own child.
+    PassOn(Inherited, Vec<Arc<OwnedFd>>),
 }
 
 /// See the module.
@@ -83,10 +89,33 @@ pub(crate) struct ChildDriver {
     serving_us: u64,
     asked: u64,
     sequence: Sequence,
+    /// The process at the other end, once it is known which, and the reload by which it leaves.
+    parent: Option<Generation>,
+    reload: u64,
+    /// How many connections it still serves, and who drains into it, as last heard.
+    waiting_for: u64,
+    older: Vec<Older>,
+    /// The channel is to be passed on: nothing is read from it.
+    held: Option<Held>,
+    /// This process's child did not take the channel.
+    refused: bool,
+    /// Channels of older generations that came on this one.
+    inherited: Vec<ChildDriver>,
     /// The parent crashed before the commit: the names are ours, though we do not serve yet.
     pub(crate) orphaned: bool,
     /// Whether whoever watches has been told that this process is the service.
     is_final: bool,
+}
+
+/// How far a channel is that is to be passed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    /// Acks are still to be written.
+    Flushing,
+    /// It is on its way.
+    Sent,
+    /// It cannot be passed on.
+    Failed,
 }
 
 impl ChildDriver {
@@ -104,13 +133,81 @@ impl ChildDriver {
         // already has left another one in its place.
         let parent = peer_of(&channel)?;
         let (machine, actions) = Child::new(shared.settings.promote);
-        shared.set_upstream(true);
+        let link = Link::new(Side::Child, channel, parent)?;
         let mut driver = Self {
-            link: Link::new(Side::Child, channel, parent)?,
-            shared,
-            machine,
             offered: Some(offered),
             source: Some(source),
+            ..Self::with(shared, machine, link)
+        };
+        // The first actions have no effect on the process as a whole.
+        let _ = driver.perform(actions);
+        Ok(driver)
+    }
+
+    /// Takes up the conversation with a generation that drains, and tells it so.
+    fn inherit(
+        shared: Arc<Shared>,
+        inherited: &Inherited,
+        fds: Vec<OwnedFd>,
+        missing: usize,
+    ) -> Result<Self, String> {
+        let Ok([channel, pidfd]) = <[OwnedFd; 2]>::try_from(fds) else {
+            return Err(if missing > 0 {
+                "the new process is at its limit of descriptors (RLIMIT_NOFILE)".to_owned()
+            } else {
+                "a channel without its two descriptors".to_owned()
+            });
+        };
+        if !VERSIONS.contains(&inherited.version) {
+            return Err(format!(
+                "generation {} speaks protocol version {}, which the new build does not",
+                inherited.from.generation, inherited.version
+            ));
+        }
+        let position = Position {
+            version: inherited.version,
+            sent: inherited.sent,
+            received: inherited.received,
+        };
+        let older =
+            process::Parent::from_fd(pidfd, inherited.from.pid).map_err(|e| crate::words(&e))?;
+        let listen = || {
+            Link::resume(
+                Side::Child,
+                channel,
+                older.as_fd().try_clone_to_owned()?,
+                position,
+            )
+        };
+        let link = listen().map_err(|e| {
+            format!(
+                "cannot listen to generation {}: {e}",
+                inherited.from.generation
+            )
+        })?;
+        let own = process::own_pidfd().map_err(|e| format!("cannot open a pidfd: {e}"))?;
+        let (machine, actions) = Child::inherited();
+        let mut driver = Self {
+            parent: Some(inherited.from),
+            reload: inherited.reload,
+            waiting_for: inherited.waiting_for,
+            sequence: Sequence::after(inherited.items),
+            is_final: true,
+            ..Self::with(shared, machine, link)
+        };
+        let us = driver.shared.identity();
+        driver.say(&Message::Successor(us), vec![Arc::new(own)])?;
+        let _ = driver.perform(actions);
+        Ok(driver)
+    }
+
+    fn with(shared: Arc<Shared>, machine: Child, link: Link) -> Self {
+        Self {
+            link,
+            shared,
+            machine,
+            offered: None,
+            source: None,
             offer: None,
             listeners: Vec::new(),
             stderr: None,
@@ -120,12 +217,16 @@ impl ChildDriver {
             serving_us: 0,
             asked: 0,
             sequence: Sequence::default(),
+            parent: None,
+            reload: 0,
+            waiting_for: 0,
+            older: Vec::new(),
+            held: None,
+            refused: false,
+            inherited: Vec::new(),
             orphaned: false,
             is_final: false,
-        };
-        // The first actions have no effect on the process as a whole.
-        let _ = driver.perform(actions);
-        Ok(driver)
+        }
     }
 
     /// Whether the parent is draining into this process.
@@ -141,7 +242,7 @@ impl ChildDriver {
     /// Whether this process can be replaced: not before its parent cannot come back.
     pub(crate) fn blocks_reload(&self) -> Option<String> {
         match self.machine.state() {
-            State::Serving | State::Ended { .. } => None,
+            State::Serving | State::Passing | State::Ended { .. } => None,
             State::Probation | State::Deposing => Some(format!(
                 "generation {} is on probation",
                 self.shared.identity().generation
@@ -153,6 +254,15 @@ impl ChildDriver {
     /// The next event. Cancel safe.
     pub(crate) async fn next(&mut self) -> Event {
         loop {
+            match self.held {
+                None => {}
+                Some(Held::Flushing) => {
+                    self.link.written().await;
+                    return Event::Flushed;
+                }
+                Some(Held::Sent) => std::future::pending().await,
+                Some(Held::Failed) => return Event::Forsaken,
+            }
             let heard = self.link.next().await;
             if let Some(event) = self.translate(heard) {
                 return event;
@@ -160,11 +270,44 @@ impl ChildDriver {
         }
     }
 
+    /// Channels of older generations that have arrived.
+    pub(crate) fn take_inherited(&mut self) -> Vec<Self> {
+        std::mem::take(&mut self.inherited)
+    }
+
+    /// The process at the other end, with those that drain into it, once this process is the one that serves.
+    pub(crate) fn draining(&self) -> Vec<Older> {
+        let Some(process) = self.parent.filter(|_| self.is_final && !self.orphaned) else {
+            return Vec::new();
+        };
+        let direct = Older {
+            process,
+            waiting_for: self.waiting_for,
+        };
+        [direct].into_iter().chain(self.older.clone()).collect()
+    }
+
+    /// Whether the channel is on its way to this process's child.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.machine.state() == State::Passing
+    }
+
+    /// Whether this process's child has refused the channel.
+    pub(crate) fn was_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// Whether this is the conversation with that process.
+    pub(crate) fn is_with(&self, generation: u64) -> bool {
+        self.parent
+            .is_some_and(|parent| parent.generation == generation)
+    }
+
     fn translate(&mut self, heard: Heard) -> Option<Event> {
         let received = match heard {
             Heard::Message(received) => *received,
             Heard::Broken(reason) => return Some(Event::Broken(reason)),
-            Heard::Died => return Some(Event::ParentDied),
+            Heard::Died | Heard::Vanished => return Some(Event::ParentDied),
             Heard::Timer(timer) => return Some(Event::Timer(timer)),
         };
         let (fds, missing) = (received.fds, received.missing);
@@ -206,22 +349,24 @@ impl ChildDriver {
             Message::Conn(batch) => {
                 self.heard_or_broken(|driver| driver.take_batch(batch, fds, missing))
             }
+            Message::Channel(inherited) => {
+                self.heard_or_broken(|driver| driver.take_channel(&inherited, fds, missing))
+            }
             Message::Draining { waiting_for, older } => {
-                self.note_draining(waiting_for, older);
+                self.waiting_for = waiting_for;
+                self.older = older;
                 Event::Heard
             }
             Message::Bye(counts) => {
-                if let Some(offer) = &self.offer {
-                    tracing::info!(
-                        reload = offer.reload,
-                        parent = offer.parent.pid,
-                        moved = counts.moved,
-                        drained = counts.drained,
-                        cut = counts.cut,
-                        "the parent has finished"
-                    );
-                    self.shared.news.drained(offer.reload, 0, counts);
-                }
+                tracing::info!(
+                    reload = self.reload,
+                    parent = self.parent.map(|parent| parent.pid),
+                    moved = counts.moved,
+                    drained = counts.drained,
+                    cut = counts.cut,
+                    "the parent has finished"
+                );
+                self.shared.news.drained(self.reload, 0, counts);
                 Event::Bye
             }
             other => Event::Broken(format!("the parent said {other}")),
@@ -284,8 +429,47 @@ impl ChildDriver {
         self.link.peer = parent.map_err(|e| format!("cannot watch the parent: {e}"))?;
         self.shared.set_generation(offer.parent.generation + 1);
         self.shared.reload.store(offer.reload, Ordering::Release);
+        self.parent = Some(offer.parent);
+        self.reload = offer.reload;
+        self.older.clone_from(&offer.older);
         self.offer = Some(offer);
         Ok(())
+    }
+
+    /// "I am at its end now": said to the older generation before it is said to the parent.
+    fn take_channel(
+        &mut self,
+        inherited: &Inherited,
+        fds: Vec<OwnedFd>,
+        missing: usize,
+    ) -> Result<(), String> {
+        let number = inherited.number;
+        self.sequence.received(number).map_err(|e| e.to_string())?;
+        let from = inherited.from;
+        let refused = match Self::inherit(self.shared.clone(), inherited, fds, missing) {
+            Ok(driver) => {
+                tracing::info!(
+                    generation = from.generation,
+                    pid = from.pid,
+                    waiting_for = inherited.waiting_for,
+                    "an older generation drains into this one"
+                );
+                self.inherited.push(driver);
+                None
+            }
+            Err(reason) => {
+                tracing::warn!(
+                    generation = from.generation,
+                    reason,
+                    "the channel of an older generation stays with the parent"
+                );
+                Some(reason)
+            }
+        };
+        self.say(
+            &Message::ChannelAck(InheritedAck { number, refused }),
+            vec![],
+        )
     }
 
     fn take_rest(&mut self, rest: Rest, fds: Vec<OwnedFd>) -> Result<(), String> {
@@ -329,7 +513,7 @@ impl ChildDriver {
         let number = batch.number;
         self.sequence.received(number).map_err(|e| e.to_string())?;
         let Unpacked { adopted, refused } =
-            connections::unpack(batch, fds, missing, &self.shared.settings.kinds)?;
+            connections::unpack(batch, fds, missing, &self.shared.kinds())?;
         if !refused.is_empty() {
             tracing::warn!(
                 refused = refused.len(),
@@ -407,6 +591,14 @@ impl ChildDriver {
                 );
             }
             Action::Final => self.become_final(),
+            Action::Hold => self.held = Some(Held::Flushing),
+            Action::SendChannel => return self.send_channel(effects),
+            Action::Listen => {
+                self.held = None;
+                self.refused = true;
+            }
+            // With this driver's end.
+            Action::LetGo => effects.push(Effect::ParentGone),
             Action::Return => self.shared.set_phase(Phase::Paused),
             Action::Resume => self.shared.set_phase(Phase::Serving),
             Action::SendRefuse(reason) => return self.say(&Message::Refuse(reason), vec![]),
@@ -459,14 +651,30 @@ impl ChildDriver {
         self.shared.call(Turn::Committed);
     }
 
-    fn note_draining(&self, waiting_for: u64, older: Vec<Older>) {
-        let Some(offer) = &self.offer else { return };
-        let mut draining = vec![Older {
-            process: offer.parent,
-            waiting_for,
-        }];
-        draining.extend(older);
-        self.shared.set_draining(draining);
+    /// Gives the channel to this process's own child: all that was read of it is acknowledged.
+    fn send_channel(&mut self, effects: &mut Vec<Effect>) -> Result<(), String> {
+        let Some(from) = self.parent else {
+            return Ok(());
+        };
+        self.held = Some(Held::Failed);
+        let (position, fds) = match self.link.pass_on() {
+            Ok(Some(passed)) => passed,
+            Ok(None) => return Err("acks that cannot be written".to_owned()),
+            Err(e) => return Err(format!("cannot duplicate the channel: {e}")),
+        };
+        self.held = Some(Held::Sent);
+        let inherited = Inherited {
+            number: 0, // the sender's to count
+            from,
+            reload: self.reload,
+            version: position.version,
+            sent: position.sent,
+            received: position.received,
+            items: self.sequence.last(),
+            waiting_for: self.waiting_for,
+        };
+        effects.push(Effect::PassOn(inherited, fds.map(Arc::new).into()));
+        Ok(())
     }
 
     fn adopt_stderr(&mut self) {
@@ -486,9 +694,6 @@ impl ChildDriver {
             }
         }
         let Some(offer) = &self.offer else { return };
-        if !self.orphaned {
-            self.note_draining(0, offer.older.clone());
-        }
         let to = self.shared.identity();
         tracing::info!(
             reload = offer.reload,
@@ -521,17 +726,17 @@ impl ChildDriver {
 
     /// A parent that crashed has said no `Bye`, for which somebody may be waiting.
     fn tell_what_is_lost(&self) {
-        let Some(offer) = &self.offer else { return };
-        let Generation { generation, pid } = offer.parent;
-        let draining = self.shared.draining();
+        let Some(Generation { generation, pid }) = self.parent else {
+            return;
+        };
         let lost = ConnectionCounts {
-            cut: draining.first().map_or(0, |parent| parent.waiting_for),
+            cut: self.waiting_for,
             named: vec![format!(
                 "generation {generation}, pid {pid}, crashed: what it still served is lost"
             )],
             ..ConnectionCounts::default()
         };
-        self.shared.news.drained(offer.reload, 0, lost);
+        self.shared.news.drained(self.reload, 0, lost);
     }
 
     fn parent_gone(&mut self, crashed: bool, effects: &mut Vec<Effect>) {
@@ -545,8 +750,6 @@ impl ChildDriver {
                 self.tell_what_is_lost();
             }
         }
-        self.shared.set_draining(Vec::new());
-        self.shared.set_upstream(false);
         effects.push(Effect::ParentGone);
     }
 

@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use crate::{
-    channel::{Channel, ChannelError, Read, Received},
+    channel::{Channel, ChannelError, Position, Read, Received},
     failpoint::{self, Side},
     process::{self, Signal},
     protocol::Timer,
@@ -39,6 +39,9 @@ pub(crate) enum Heard {
     Broken(String),
     /// The peer is dead, and all that it said has been heard.
     Died,
+    /// The peer is dead, and somebody else holds its end of the channel. Only after
+    /// [`Link::expect_successor`].
+    Vanished,
     Timer(Timer),
 }
 
@@ -83,7 +86,7 @@ impl Peer {
         matches!(process::is_running(self.0.get_ref().as_fd()), Ok(false))
     }
 
-    async fn died(&self) {
+    pub(crate) async fn died(&self) {
         // A pidfd stays readable once it is: the readiness is never cleared.
         if self.0.readable().await.is_err() {
             std::future::pending::<()>().await;
@@ -106,6 +109,9 @@ pub(crate) struct Link {
     channel: Channel,
     pub(crate) peer: Peer,
     pub(crate) timers: Timers,
+    /// The channel may be passed on: a death is not the end of the conversation.
+    expects_successor: bool,
+    told_vanished: bool,
     /// The channel has ended, or is not to be believed any more: when.
     deaf_since: Option<Instant>,
     told_broken: bool,
@@ -114,15 +120,57 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(side: Side, channel: OwnedFd, pidfd: OwnedFd) -> io::Result<Self> {
+        Self::with(side, Channel::new(channel)?, pidfd)
+    }
+
+    fn with(side: Side, channel: Channel, pidfd: OwnedFd) -> io::Result<Self> {
         Ok(Self {
             side,
-            channel: Channel::new(channel)?,
+            channel,
             peer: Peer::new(pidfd)?,
             timers: Timers::default(),
+            expects_successor: false,
+            told_vanished: false,
             deaf_since: None,
             told_broken: false,
             told_dead: false,
         })
+    }
+
+    /// The end of a conversation that another process has had so far.
+    pub(crate) fn resume(
+        side: Side,
+        channel: OwnedFd,
+        pidfd: OwnedFd,
+        position: Position,
+    ) -> io::Result<Self> {
+        Self::with(side, Channel::resume(channel, position)?, pidfd)
+    }
+
+    /// From here on the peer may pass its end on to another process.
+    pub(crate) fn expect_successor(&mut self) {
+        self.expects_successor = true;
+    }
+
+    /// Another process is at the other end.
+    pub(crate) fn succeed(&mut self, peer: Peer) {
+        self.peer = peer;
+        self.told_vanished = false;
+    }
+
+    /// Where the conversation is, and duplicates of the channel and of the peer's pidfd: to be passed on.
+    /// `None` while something is queued.
+    pub(crate) fn pass_on(&self) -> io::Result<Option<(Position, [OwnedFd; 2])>> {
+        let Some(position) = self.channel.position() else {
+            return Ok(None);
+        };
+        let pidfd = self.peer.0.get_ref().try_clone()?;
+        Ok(Some((position, [self.channel.duplicate()?, pidfd])))
+    }
+
+    /// Returns when all that was said is written. Cancel safe.
+    pub(crate) async fn written(&mut self) {
+        self.channel.written().await;
     }
 
     /// From here on messages are of this version.
@@ -160,9 +208,17 @@ impl Link {
                 return heard;
             }
             if dead && !self.told_dead {
-                self.told_dead = true;
-                self.deaf_since.get_or_insert(now);
-                return Heard::Died;
+                // A process that exits closes its descriptors first: were nobody else at its end, the
+                // channel would have ended by now.
+                let has_ended = self.deaf_since.is_some() || !self.expects_successor;
+                if has_ended {
+                    self.told_dead = true;
+                    self.deaf_since.get_or_insert(now);
+                    return Heard::Died;
+                }
+                if !std::mem::replace(&mut self.told_vanished, true) {
+                    return Heard::Vanished;
+                }
             }
             if let Some(timer) = self.timers.expired(now) {
                 return Heard::Timer(timer);
@@ -182,7 +238,7 @@ impl Link {
                         return self.broken(now, &e);
                     }
                 }
-                () = self.peer.died(), if !self.told_dead => {}
+                () = self.peer.died(), if !self.told_dead && !self.told_vanished => {}
                 () = sleep_until(wake.unwrap_or(now)), if wake.is_some() => {}
                 // Nothing can happen any more.
                 else => std::future::pending().await,

@@ -1,8 +1,11 @@
 //! What is alive in this process: the drain waits for it, and the report counts it.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
 
 use tokio::sync::Notify;
@@ -16,6 +19,12 @@ const MAX_NAMED: usize = 100;
 /// The longest name, in bytes.
 const MAX_NAME: usize = 200;
 
+/// How many words for what moved are told apart, for the same reason.
+const MAX_WORDS: usize = 16;
+
+/// What a connection is that nobody has called anything else.
+const RAW: &str = "raw";
+
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     connections: AtomicU64,
@@ -23,8 +32,8 @@ pub(crate) struct Live {
     others: AtomicU64,
     none: Notify,
     leaving: AtomicBool,
-    moved: AtomicU64,
     drained: AtomicU64,
+    moved: Mutex<BTreeMap<&'static str, u64>>,
     cut: Mutex<Cut>,
 }
 
@@ -40,6 +49,7 @@ impl Live {
         self.connections.fetch_add(1, Ordering::AcqRel);
         ConnectionGuard {
             live: self.clone(),
+            moves_as: RAW,
             accounted: false,
         }
     }
@@ -70,14 +80,24 @@ impl Live {
     }
 
     pub(crate) fn counts(&self) -> ConnectionCounts {
-        let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let cut = lock(&self.cut);
+        let moved = lock(&self.moved);
         ConnectionCounts {
-            moved: self.moved.load(Ordering::Acquire),
+            moved: moved.values().sum(),
+            moved_as: moved
+                .iter()
+                .map(|(what, count)| ((*what).to_owned(), *count))
+                .collect(),
             drained: self.drained.load(Ordering::Acquire),
             cut: cut.count,
             named: cut.named.clone(),
         }
     }
+}
+
+/// A count is valid whatever panicked.
+fn lock<T>(counted: &Mutex<T>) -> MutexGuard<'_, T> {
+    counted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A live connection: [`Serving::finished`](crate::Serving::finished) waits until it is dropped, at most
@@ -86,15 +106,22 @@ impl Live {
 #[must_use = "a connection without its guard is not waited for"]
 pub struct ConnectionGuard {
     live: Arc<Live>,
+    moves_as: &'static str,
     accounted: bool,
 }
 
 impl ConnectionGuard {
+    /// What the report calls the connection if it moves, e.g. `idle`; else `raw`. A report tells 16
+    /// words apart.
+    pub fn moves_as(&mut self, what: &'static str) {
+        self.moves_as = what;
+    }
+
     /// The connection was closed at the deadline with something under way: `what` names it in the
     /// report, e.g. `127.0.0.1:5000 GET /slow`.
     pub fn cut(mut self, what: &str) {
         self.accounted = true;
-        let mut cut = self.live.cut.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cut = lock(&self.live.cut);
         cut.count += 1;
         if cut.named.len() < MAX_NAMED {
             cut.named
@@ -104,7 +131,11 @@ impl ConnectionGuard {
 
     pub(crate) fn moved(mut self) {
         self.accounted = true;
-        self.live.moved.fetch_add(1, Ordering::AcqRel);
+        let mut moved = lock(&self.live.moved);
+        let is_known = moved.contains_key(self.moves_as) || moved.len() < MAX_WORDS;
+        *moved
+            .entry(if is_known { self.moves_as } else { RAW })
+            .or_default() += 1;
     }
 }
 
@@ -140,6 +171,9 @@ mod tests {
         drop(live.connection());
         live.leave();
         let (a, b, c) = (live.connection(), live.connection(), live.connection());
+        let mut idle = live.connection();
+        idle.moves_as("idle");
+        idle.moved();
         let acceptor = live.other();
         a.moved();
         b.cut("127.0.0.1:1 GET /slow");
@@ -148,7 +182,9 @@ mod tests {
         drop(acceptor);
         assert!(live.is_none());
         let counts = live.counts();
-        assert_eq!((counts.moved, counts.drained, counts.cut), (1, 1, 1));
+        assert_eq!((counts.moved, counts.drained, counts.cut), (2, 1, 1));
+        let moved_as = [("idle".to_owned(), 1), ("raw".to_owned(), 1)];
+        assert_eq!(counts.moved_as, BTreeMap::from(moved_as));
         assert_eq!(counts.named, ["127.0.0.1:1 GET /slow"]);
     }
 

@@ -20,17 +20,17 @@ use crate::{
         message::{Generation, ListenerChanges},
     },
     failpoint::Side,
-    link::{Heard, Link},
+    link::{Heard, Link, Peer},
     process::{self, Signal, Spawned},
     protocol::{
         self, Timer,
-        parent::{Action, Event, Failure, Parent, Undo},
+        parent::{Action, Event, Failure, Parent, State, Undo},
     },
     shared::{PassRequest, Phase, Report, Shared, Turn},
     state::{Manifest, Snapshot},
     stderr::{Capture, PassThrough},
     transfer::Transfer,
-    wire::{Health, Message, Offer, Prepared, VERSIONS},
+    wire::{Health, Inherited, Message, Offer, Prepared, VERSIONS},
 };
 
 /// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
@@ -65,6 +65,10 @@ pub(crate) struct ParentDriver {
     machine: Parent,
     link: Link,
     child: Spawned,
+    /// Who takes what this process passes on: the child, or a generation that came after it.
+    successor: u32,
+    /// The child, while somebody else is the successor: it must not stay a zombie until we end.
+    reaper: Option<Peer>,
     capture: Option<Capture>,
     reload: u64,
     started: Instant,
@@ -77,6 +81,8 @@ pub(crate) struct ParentDriver {
     asked: u64,
     /// The deadline at which the reload failed.
     overstepped: Option<Duration>,
+    /// The drain deadline has passed.
+    is_late: bool,
     /// Since `Confirm`.
     transfer: Option<Transfer>,
     pass: Option<mpsc::Receiver<PassRequest>>,
@@ -133,6 +139,8 @@ impl ParentDriver {
             shared,
             machine,
             link,
+            successor: child.pid(),
+            reaper: None,
             child,
             capture: Some(capture),
             reload,
@@ -144,6 +152,7 @@ impl ParentDriver {
             serving_us: 0,
             asked: 0,
             overstepped: None,
+            is_late: false,
             transfer: None,
             pass: Some(pass),
         };
@@ -180,6 +189,29 @@ impl ParentDriver {
         }
     }
 
+    /// Passes the channel of an older generation on; [`take_passed`](Self::take_passed) tells what
+    /// became of it.
+    pub(crate) fn pass_channel(&mut self, inherited: Inherited, fds: Vec<Arc<OwnedFd>>) {
+        if let Some(transfer) = &mut self.transfer {
+            transfer.pass_channel(inherited, fds);
+        }
+    }
+
+    /// See [`Transfer::take_passed`].
+    pub(crate) fn take_passed(&mut self) -> Vec<(u64, bool)> {
+        self.transfer
+            .as_mut()
+            .map(Transfer::take_passed)
+            .unwrap_or_default()
+    }
+
+    /// Whether channels of older generations can be passed on: there is a successor, and time.
+    pub(crate) fn can_pass_on(&self) -> bool {
+        matches!(self.machine.state(), State::Draining { child_lives: true })
+            && *self.shared.phase.borrow() == Phase::HandingOver
+            && !self.is_late
+    }
+
     /// The receiver of connections that are given up, for the next reload.
     pub(crate) fn take_pass(&mut self) -> Option<mpsc::Receiver<PassRequest>> {
         self.pass.take()
@@ -213,6 +245,10 @@ impl ParentDriver {
                 Some(inner) = self.inbox.recv() => return self.inner(inner),
                 () = receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
                 () = self.shared.live.changed(), if self.transfer.is_some() => {}
+                () = ended(self.reaper.as_ref()) => {
+                    self.reaper = None;
+                    let _ = self.child.try_wait();
+                }
                 never = pump(&mut self.capture) => match never {},
             }
         }
@@ -234,12 +270,23 @@ impl ParentDriver {
             Heard::Message(received) => *received,
             Heard::Broken(reason) => return Some(Event::Broken(reason)),
             Heard::Died => return Some(Event::Died(self.obituary())),
-            Heard::Timer(Timer::Drain) => {
-                self.cut();
-                return None;
+            Heard::Vanished => {
+                let _ = self.child.try_wait();
+                return Some(Event::Vanished);
             }
-            Heard::Timer(timer) => return Some(Event::Timer(timer)),
+            Heard::Timer(timer) => {
+                if timer == Timer::Drain {
+                    self.cut();
+                }
+                return Some(Event::Timer(timer));
+            }
         };
+        if let Message::Successor(successor) = received.message {
+            return Some(match self.succeed(successor, received.fds) {
+                Ok(()) => Event::Successor,
+                Err(reason) => Event::Broken(reason),
+            });
+        }
         if !received.fds.is_empty() || received.missing > 0 {
             return Some(Event::Broken(format!(
                 "{} with descriptors that do not belong to it",
@@ -271,6 +318,13 @@ impl ParentDriver {
             Message::Bye(_) => return Some(Event::Returned),
             Message::RestAck { number } => self.transfer.as_mut().map(|t| t.rest_acked(number)),
             Message::ConnAck(ack) => self.transfer.as_mut().map(|t| t.conn_acked(ack)),
+            Message::ChannelAck(ack) => {
+                let acked = self.transfer.as_mut().map(|t| t.channel_acked(ack));
+                if let Some(Ok(())) = acked {
+                    return Some(Event::Acked);
+                }
+                acked
+            }
             other => return Some(Event::Broken(format!("the child said {other}"))),
         };
         match acked {
@@ -278,6 +332,32 @@ impl ParentDriver {
             Some(Err(reason)) => Some(Event::Broken(reason)),
             None => Some(Event::Broken("an ack where nothing was sent".to_owned())),
         }
+    }
+
+    /// Another generation has got our channel.
+    fn succeed(&mut self, successor: Generation, fds: Vec<OwnedFd>) -> Result<(), String> {
+        if self.transfer.is_none() {
+            return Err("a successor of the child, which is not the service yet".to_owned());
+        }
+        let Ok([pidfd]) = <[OwnedFd; 1]>::try_from(fds) else {
+            return Err("a successor without its one descriptor".to_owned());
+        };
+        let peer = process::Parent::from_fd(pidfd, successor.pid).map_err(|e| crate::words(&e))?;
+        let peer = peer.as_fd().try_clone_to_owned().and_then(Peer::new);
+        self.link
+            .succeed(peer.map_err(|e| format!("cannot watch the successor: {e}"))?);
+        tracing::info!(
+            reload = self.reload,
+            generation = successor.generation,
+            pid = successor.pid,
+            "draining into a later generation"
+        );
+        self.successor = successor.pid;
+        if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            let pidfd = self.child.as_fd().try_clone_to_owned();
+            self.reaper = pidfd.and_then(Peer::new).ok();
+        }
+        Ok(())
     }
 
     /// How the child ended, in words.
@@ -396,6 +476,7 @@ impl ParentDriver {
             Timer::Silence => protocol::SILENCE_TIMEOUT,
             Timer::Goodbye => protocol::GOODBYE_TIMEOUT,
             Timer::Leave => settings.drain_timeout + protocol::GOODBYE_TIMEOUT,
+            Timer::Successor => protocol::SUCCESSOR_TIMEOUT,
             Timer::Drain => settings.drain_timeout.max(MIN_DRAIN),
         }
     }
@@ -503,6 +584,7 @@ impl ParentDriver {
         let to = self.successor();
         // It is the service now, whatever becomes of us.
         self.child.disarm();
+        self.link.expect_successor();
         shared.live.leave();
         self.transfer = Some(Transfer::new());
         self.link
@@ -563,7 +645,9 @@ impl ParentDriver {
             return;
         };
         if self.shared.has_upstream() {
-            // What an older generation passes on is younger than our deadline; its own is earlier.
+            // What an older generation passes on is younger than our deadline; its own is earlier. But a
+            // successor that has not taken its channel by now will not.
+            self.is_late = true;
             self.link.timers.start(Timer::Drain, protocol::HEARTBEAT);
         } else if *self.shared.phase.borrow() == Phase::Cut {
             transfer.give_up();
@@ -635,6 +719,13 @@ impl ParentDriver {
     /// Writes the last words before the process ends.
     pub(crate) async fn flush(&mut self) {
         self.link.flush(FLUSH_PATIENCE).await;
+    }
+}
+
+async fn ended(process: Option<&Peer>) {
+    match process {
+        Some(process) => process.died().await,
+        None => std::future::pending().await,
     }
 }
 

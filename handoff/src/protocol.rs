@@ -40,6 +40,10 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How long either side may be silent after the commit before it counts as frozen.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a generation whose successor has died waits for word from whoever has its channel now. The channel
+/// travels as a message does: a process that got it says so at once.
+pub(crate) const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What a machine wants to be woken for. One of each kind runs at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Timer {
@@ -63,6 +67,8 @@ pub(crate) enum Timer {
     /// Parent: the child was told to go, and finishes what it has accepted. Child: it was revoked, and
     /// returns what it has.
     Leave,
+    /// Parent: its successor has died, and somebody else has the channel.
+    Successor,
     /// Parent: after `Confirm`, until what is still under way is cut. The driver's own.
     Drain,
 }

@@ -122,7 +122,6 @@ pub(crate) struct Settings {
     /// Whether this process takes over from a parent that crashes.
     pub(crate) promote: bool,
     pub(crate) hooks: Hooks,
-    pub(crate) kinds: HashSet<String>,
 }
 
 /// A connection that the application gives up.
@@ -194,6 +193,8 @@ pub(crate) struct Shared {
     incoming: mpsc::Sender<Incoming>,
     removed: OnceLock<Vec<String>>,
     sections: Mutex<Vec<Arc<dyn Section>>>,
+    /// The kinds of connections that this process adopts.
+    kinds: Mutex<HashSet<String>>,
     owned: Mutex<Owned>,
     /// The hook that was called last.
     hook: Mutex<Option<JoinHandle<()>>>,
@@ -240,6 +241,7 @@ impl Shared {
             incoming,
             removed: OnceLock::new(),
             sections: Mutex::default(),
+            kinds: Mutex::default(),
             owned: Mutex::default(),
             hook: Mutex::default(),
             snapshot: tokio::sync::Mutex::default(),
@@ -526,6 +528,13 @@ impl Shared {
         if let Some(server) = server {
             server.flush(Duration::from_secs(1)).await;
         }
+    }
+
+    // Connections.
+
+    /// The kinds of connections that this process adopts.
+    pub(crate) fn kinds(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.kinds.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     // State.

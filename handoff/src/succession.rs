@@ -2,7 +2,9 @@
 //! and to nothing else at the same time, so that no two of them can race.
 
 use std::{
+    future::poll_fn,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -23,7 +25,7 @@ use crate::{
     protocol::{child::Event as ChildEvent, parent::Event as ParentEvent},
     shared::{PassRequest, Phase, Receivers, Report, Shared, Turn},
     signals::{self, Signals},
-    wire::{MAX_DRAINING, Prepared},
+    wire::{MAX_DRAINING, Older, Prepared},
 };
 
 /// How long the application may take to let go of its connections once they are cut.
@@ -58,6 +60,8 @@ pub(crate) struct Succession {
     incoming: mpsc::Receiver<Incoming>,
     pass: Option<mpsc::Receiver<PassRequest>>,
     upstream: Option<ChildDriver>,
+    /// Older generations that drain into this one, by channels that came from the parent.
+    elders: Vec<ChildDriver>,
     downstream: Option<ParentDriver>,
     starting: Option<(u64, Instant, Starting)>,
     /// A reload was asked for by a signal while it could not be: it follows.
@@ -72,6 +76,8 @@ pub(crate) struct Succession {
 
 enum Woken {
     Upstream(ChildEvent),
+    /// The elder at this place.
+    Elder(usize, ChildEvent),
     Downstream(ParentEvent),
     Started(Started),
     Signal(signals::Request),
@@ -92,6 +98,7 @@ impl Succession {
         upstream: Option<ChildDriver>,
     ) -> Self {
         let (incoming, pass) = receivers;
+        shared.set_upstream(upstream.is_some());
         Self {
             shared,
             signals,
@@ -99,6 +106,7 @@ impl Succession {
             incoming,
             pass: Some(pass),
             upstream,
+            elders: Vec::new(),
             downstream: None,
             starting: None,
             latched: false,
@@ -124,6 +132,7 @@ impl Succession {
         tokio::select! {
             biased;
             event = next_of(&mut self.upstream) => Woken::Upstream(event),
+            (place, event) = next_of_any(&mut self.elders) => Woken::Elder(place, event),
             event = next_of_child(&mut self.downstream) => Woken::Downstream(event),
             started = started(&mut self.starting) => Woken::Started(started),
             signal = self.signals.next() => Woken::Signal(signal),
@@ -145,6 +154,12 @@ impl Succession {
                     .as_mut()
                     .map(|up| up.handle(event))
                     .unwrap_or_default();
+                if let Some(reason) = self.upstream_effects(effects) {
+                    return Some(Err(reason));
+                }
+            }
+            Woken::Elder(place, event) => {
+                let effects = self.elders[place].handle(event);
                 if let Some(reason) = self.upstream_effects(effects) {
                     return Some(Err(reason));
                 }
@@ -178,6 +193,7 @@ impl Succession {
                 }
             }
         }
+        self.pass_on();
         self.finished_stopping()
     }
 
@@ -191,14 +207,69 @@ impl Succession {
                 // An orphan's driver goes on until it serves: the application's words go through it.
                 child::Effect::ParentGone => {}
                 child::Effect::Exit(reason) => return Some(reason),
+                child::Effect::PassOn(inherited, fds) => {
+                    if let Some(down) = &mut self.downstream {
+                        down.pass_channel(inherited, fds);
+                    }
+                }
             }
         }
-        if self.upstream.as_ref().is_some_and(ChildDriver::is_ended) {
-            self.upstream = None;
-        }
+        self.settle_upstream();
         // A reload that was latched during probation can begin now.
         self.reload_if_latched();
         None
+    }
+
+    /// All conversations with generations that drain into this one.
+    fn conversations(&mut self) -> impl Iterator<Item = &mut ChildDriver> {
+        self.upstream.iter_mut().chain(&mut self.elders)
+    }
+
+    /// Takes in what came with the last event, and forgets whom there is nothing more to hear from.
+    fn settle_upstream(&mut self) {
+        let inherited: Vec<ChildDriver> = self
+            .conversations()
+            .flat_map(ChildDriver::take_inherited)
+            .collect();
+        self.elders.extend(inherited);
+        self.upstream.take_if(|up| up.is_ended());
+        self.elders.retain(|elder| !elder.is_ended());
+        let mut draining: Vec<Older> = self
+            .conversations()
+            .flat_map(|driver| driver.draining())
+            .collect();
+        // The youngest first; of two who speak of one, the one that speaks with it comes first.
+        draining.sort_by_key(|older| std::cmp::Reverse(older.process.generation));
+        draining.dedup_by_key(|older| older.process.generation);
+        self.shared.set_draining(draining);
+        self.shared
+            .set_upstream(self.upstream.is_some() || !self.elders.is_empty());
+    }
+
+    /// Once this process has a child that is final, its older generations drain into that one.
+    fn pass_on(&mut self) {
+        let Some(down) = self.downstream.as_mut().filter(|d| d.is_confirmed()) else {
+            return;
+        };
+        let (passed, can_pass_on) = (down.take_passed(), down.can_pass_on());
+        let mut effects = Vec::new();
+        for driver in self.conversations() {
+            let outcome = passed.iter().find(|(older, _)| driver.is_with(*older));
+            let event = match outcome {
+                Some((_, true)) => ChildEvent::Passed,
+                Some((_, false)) => ChildEvent::NotPassed,
+                None if driver.is_passing() && !can_pass_on => ChildEvent::Forsaken,
+                // A refusal is final: it would be refused again.
+                None if driver.is_confirmed() && can_pass_on && !driver.was_refused() => {
+                    ChildEvent::PassOn
+                }
+                None => continue,
+            };
+            effects.extend(driver.handle(event));
+        }
+        if !effects.is_empty() {
+            self.upstream_effects(effects);
+        }
     }
 
     fn tell_serving(&mut self) {
@@ -524,11 +595,12 @@ impl Succession {
     /// An operator's word. It is said to parent and child before anything else.
     fn stop(&mut self, why: &str) {
         let reason = format!("stopped by an operator ({why})");
-        if let Some(up) = &mut self.upstream {
-            let effects = up.handle(ChildEvent::Stop(reason.clone()));
-            if let Some(reason) = self.upstream_effects(effects) {
-                self.result = Some(Err(reason));
-            }
+        let mut effects = Vec::new();
+        for driver in self.conversations() {
+            effects.extend(driver.handle(ChildEvent::Stop(reason.clone())));
+        }
+        if let Some(reason) = self.upstream_effects(effects) {
+            self.result = Some(Err(reason));
         }
         if let Some(down) = &mut self.downstream {
             let effects = down.handle(ParentEvent::Stop(reason.clone()));
@@ -598,8 +670,8 @@ impl Succession {
 
     async fn end(mut self, result: Result<Report, String>) {
         let handed_over = matches!(&result, Ok(report) if report.successor.is_some());
-        if let Some(up) = &mut self.upstream {
-            up.flush().await;
+        for driver in self.conversations() {
+            driver.flush().await;
         }
         if let Some(down) = &mut self.downstream {
             down.flush().await;
@@ -664,6 +736,20 @@ async fn next_of(upstream: &mut Option<ChildDriver>) -> ChildEvent {
         Some(upstream) => upstream.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// The next event of any of them. Cancel safe.
+async fn next_of_any(drivers: &mut [ChildDriver]) -> (usize, ChildEvent) {
+    let mut nexts: Vec<_> = drivers.iter_mut().map(|d| Box::pin(d.next())).collect();
+    poll_fn(|cx| {
+        for (place, next) in nexts.iter_mut().enumerate() {
+            if let Poll::Ready(event) = next.as_mut().poll(cx) {
+                return Poll::Ready((place, event));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 async fn next_of_child(downstream: &mut Option<ParentDriver>) -> ParentEvent {

@@ -4,7 +4,7 @@
 //! if the child refused it by name or died without an ack; and it is dropped, served by nobody, if at
 //! the deadline a living child has not said which.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -15,7 +15,7 @@ use crate::{
     live::ConnectionGuard,
     protocol::drain::Ledger,
     shared::{NotMoved, PassRequest, Shared},
-    wire::{BatchAck, MAX_FDS, Message},
+    wire::{BatchAck, Inherited, InheritedAck, MAX_FDS, Message},
 };
 
 type Answer = oneshot::Sender<NotMoved>;
@@ -24,6 +24,8 @@ type Answer = oneshot::Sender<NotMoved>;
 enum Item {
     Rest,
     Batch(Vec<Moving>),
+    /// The channel of this older generation.
+    Channel(u64),
     /// A batch that was not acknowledged by the deadline: the ack may come yet.
     Abandoned,
 }
@@ -79,6 +81,10 @@ impl Moving {
 pub(crate) struct Transfer {
     ledger: Ledger<Item>,
     waiting: VecDeque<PassRequest>,
+    /// Channels of older generations, with their descriptors.
+    channels: VecDeque<(Inherited, Vec<Arc<OwnedFd>>)>,
+    /// What became of channels, by generation: whether the successor has it.
+    passed: Vec<(u64, bool)>,
     alone: Option<Alone>,
     /// The application was given its time to let go.
     gave_up: bool,
@@ -89,6 +95,8 @@ impl Transfer {
         Self {
             ledger: Ledger::new(),
             waiting: VecDeque::new(),
+            channels: VecDeque::new(),
+            passed: Vec::new(),
             alone: None,
             gave_up: false,
         }
@@ -123,11 +131,50 @@ impl Transfer {
                 Moving::new(request).come_back(reason.to_owned());
             }
         }
+        // Before our own: what they pass on need not come through here then.
+        while self.ledger.has_room()
+            && let Some((mut inherited, fds)) = self.channels.pop_front()
+        {
+            // What they have told us must be known there before their next word arrives.
+            self.send_rest(shared, link)?;
+            inherited.number = self.ledger.next_number();
+            self.ledger.sent(Item::Channel(inherited.from.generation));
+            link.say(&Message::Channel(inherited), fds)
+                .map_err(|e| e.to_string())?;
+        }
         while !self.waiting.is_empty() && self.ledger.has_room() {
             self.send_rest(shared, link)?;
             self.send_batch(link)?;
         }
         Ok(())
+    }
+
+    /// Queues the channel of an older generation.
+    pub(crate) fn pass_channel(&mut self, inherited: Inherited, fds: Vec<Arc<OwnedFd>>) {
+        self.channels.push_back((inherited, fds));
+    }
+
+    /// What became of channels since the last call: the generation, and whether the successor has it.
+    pub(crate) fn take_passed(&mut self) -> Vec<(u64, bool)> {
+        std::mem::take(&mut self.passed)
+    }
+
+    pub(crate) fn channel_acked(&mut self, ack: InheritedAck) -> Result<(), String> {
+        let InheritedAck { number, refused } = ack;
+        match self.ledger.acked(number).map_err(|e| e.to_string())? {
+            Item::Channel(generation) => {
+                if let Some(reason) = &refused {
+                    tracing::warn!(
+                        generation,
+                        reason,
+                        "the successor did not take an older generation's channel; it goes on draining into this one"
+                    );
+                }
+                self.passed.push((generation, refused.is_none()));
+                Ok(())
+            }
+            item => Err(wrong_kind(item, number)),
+        }
     }
 
     /// The state that changed: it goes before every connection whose requests it covers. Says
@@ -185,11 +232,7 @@ impl Transfer {
     pub(crate) fn rest_acked(&mut self, number: u64) -> Result<(), String> {
         match self.ledger.acked(number).map_err(|e| e.to_string())? {
             Item::Rest => Ok(()),
-            Item::Batch(batch) => {
-                lose(batch);
-                Err(format!("an ack of the wrong kind for {number}"))
-            }
-            Item::Abandoned => Err(format!("an ack of the wrong kind for {number}")),
+            item => Err(wrong_kind(item, number)),
         }
     }
 
@@ -199,7 +242,7 @@ impl Transfer {
             Item::Batch(batch) => batch,
             // Served there or not: it is cut here.
             Item::Abandoned => return Ok(()),
-            Item::Rest => return Err(format!("an ack of the wrong kind for {number}")),
+            item => return Err(wrong_kind(item, number)),
         };
         let mut refused = ack.refused.into_iter().peekable();
         for (place, moving) in (0_u32..).zip(batch) {
@@ -235,9 +278,11 @@ impl Transfer {
                         .for_each(|moving| moving.come_back(reason.to_owned()));
                 }
                 Item::Batch(batch) => lose(batch),
-                Item::Abandoned => {}
+                // The succession lets go of it: the older generation then learns of its end.
+                Item::Channel(_) | Item::Abandoned => {}
             }
         }
+        self.channels.clear();
     }
 
     /// The deadline: a living child may serve what it did not acknowledge, so nobody else does.
@@ -271,6 +316,13 @@ impl Transfer {
         // The state that the last connections changed, also those that were cut.
         Ok(self.ledger.is_settled() && !self.send_rest(shared, link)?)
     }
+}
+
+fn wrong_kind(item: Item, number: u64) -> String {
+    if let Item::Batch(batch) = item {
+        lose(batch);
+    }
+    format!("an ack of the wrong kind for {number}")
 }
 
 fn lose(batch: Vec<Moving>) {

@@ -201,17 +201,34 @@ pub(crate) struct Rest {
     pub changes: Changes,
 }
 
-/// The channel of an older generation that still drains; its one descriptor.
+/// The channel of an older generation that still drains. Descriptors: the channel, and that process's pidfd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Inherited {
+    /// Counted together with `Rest` and `Conn`.
+    pub number: u64,
     /// Who is at the other end.
     pub from: Generation,
+    /// The reload in which it was replaced.
+    pub reload: u64,
     /// The version spoken on it.
     pub version: u16,
     /// The number of the last message sent on it.
     pub sent: u64,
     /// The number of the last message received on it.
     pub received: u64,
+    /// The number of the last `Rest`, `Conn` or `Channel` received on it.
+    pub items: u64,
+    /// How many connections it still serves, as last heard.
+    pub waiting_for: u64,
+}
+
+/// "I am at its end now", or why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct InheritedAck {
+    /// Of the `Channel`.
+    pub number: u64,
+    /// `None` when taken; else the sender goes on as before.
+    pub refused: Option<String>,
 }
 
 /// All that is ever said.
@@ -261,7 +278,7 @@ pub(crate) enum Message {
     /// An older generation's channel.
     Channel(Inherited),
     /// "I have it."
-    ChannelAck,
+    ChannelAck(InheritedAck),
     /// The parent lives and waits for this many connections.
     Draining {
         /// How many.
@@ -271,6 +288,9 @@ pub(crate) enum Message {
     },
     /// The parent has finished.
     Bye(ConnectionCounts),
+    /// To an older generation, by whoever got its channel: from here on it is this process that takes
+    /// what it passes on. One descriptor: the sender's pidfd.
+    Successor(Generation),
 }
 
 /// A record that is not a message, or not one of the version that was agreed on.
@@ -386,9 +406,10 @@ kinds! {
     CONN = 16, "Conn", Message::Conn(_),
     CONN_ACK = 17, "ConnAck", Message::ConnAck(_),
     CHANNEL = 18, "Channel", Message::Channel(_),
-    CHANNEL_ACK = 19, "ChannelAck", Message::ChannelAck,
+    CHANNEL_ACK = 19, "ChannelAck", Message::ChannelAck(_),
     DRAINING = 20, "Draining", Message::Draining { .. },
     BYE = 21, "Bye", Message::Bye(_),
+    SUCCESSOR = 22, "Successor", Message::Successor(_),
 }
 
 fn is_frozen(kind: u16) -> bool {
@@ -461,8 +482,10 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Message::ConnAck(x) => codec::encode_into(x, out),
         Message::Channel(x) => codec::encode_into(x, out),
         Message::Draining { waiting_for, older } => codec::encode_into(&(waiting_for, older), out),
+        Message::ChannelAck(x) => codec::encode_into(x, out),
         Message::Bye(x) => codec::encode_into(x, out),
-        Message::Ready | Message::Accepting | Message::ChannelAck => Ok(()),
+        Message::Successor(x) => codec::encode_into(x, out),
+        Message::Ready | Message::Accepting => Ok(()),
     }
 }
 
@@ -522,12 +545,13 @@ fn decode_body(kind: u16, body: &[u8]) -> Result<Message, String> {
         CONN => Message::Conn(coded(body)?),
         CONN_ACK => Message::ConnAck(coded(body)?),
         CHANNEL => Message::Channel(coded(body)?),
-        CHANNEL_ACK => empty(Message::ChannelAck)?,
+        CHANNEL_ACK => Message::ChannelAck(coded(body)?),
         DRAINING => {
             let (waiting_for, older) = coded(body)?;
             Message::Draining { waiting_for, older }
         }
         BYE => Message::Bye(coded(body)?),
+        SUCCESSOR => Message::Successor(coded(body)?),
         other => return Err(format!("unknown kind {other}")),
     })
 }

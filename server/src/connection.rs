@@ -94,6 +94,8 @@ pub(crate) enum End {
 pub(crate) struct Rested {
     pub(crate) socket: OwnedFd,
     pub(crate) carried: Carried,
+    /// A request was under way when it was to be given up; it rested only after the answer.
+    pub(crate) answered: bool,
 }
 
 /// What a connection brings along from the process that served it before. Empty for a new one.

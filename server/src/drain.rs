@@ -55,7 +55,7 @@ pub(crate) async fn serve<S: Serve>(
     stream: Stream,
     carried: Carried,
     info: ConnectionInfo,
-    guard: ConnectionGuard,
+    mut guard: ConnectionGuard,
 ) {
     let service = || Informed {
         service: server.service.clone(),
@@ -74,6 +74,7 @@ pub(crate) async fn serve<S: Serve>(
         End::Cut { request } => return guard.cut(&name(&info, request.as_deref())),
         End::GivenUp(rested) => rested,
     };
+    guard.moves_as(if rested.answered { "answered" } else { "idle" });
     let Err(NotMoved {
         connection, reason, ..
     }) = server
@@ -143,6 +144,7 @@ fn give_up(rested: Rested, info: &ConnectionInfo) -> Connection {
     let Rested {
         socket,
         carried: Carried { leftover, spent },
+        answered: _,
     } = rested;
     let mut connection = Connection::new(HTTP1, &*info.listener, socket);
     connection.peer = info.peer;

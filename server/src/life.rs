@@ -61,6 +61,8 @@ pub(crate) struct Life<'a, S: Answer> {
     http: Option<Http<S>>,
     shared: Arc<Shared>,
     order: Order,
+    /// A request was under way when the order came.
+    was_busy: bool,
     clock: Clock,
     /// What the tokio timer is set to: never later than the clock's deadline while that matters.
     timer_set_to: Instant,
@@ -84,6 +86,7 @@ impl<'a, S: Answer> Life<'a, S> {
             http: None,
             shared: Arc::clone(&shared),
             order: Order::Serve,
+            was_busy: false,
             clock,
             timer_set_to,
             timer_is_watched: false,
@@ -104,6 +107,7 @@ impl<'a, S: Answer> Life<'a, S> {
 
     pub(crate) fn obey(&mut self, order: Order) {
         self.order = order;
+        self.was_busy = self.shared.is_busy();
         self.shared.obey(order);
     }
 
@@ -266,6 +270,7 @@ impl<'a, S: Answer> Life<'a, S> {
                     leftover: parts.leftover,
                     spent,
                 },
+                answered: self.was_busy,
             }),
             Err(error) => {
                 debug!(%error, "connection lost: cannot be taken out of epoll");

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use handoff::control::message::{DrainingStatus, ListenerStatus, ReloadStatus};
 use serde_json::json;
 
@@ -45,6 +47,7 @@ fn a_reload_ends_with_one_line() {
 fn what_became_of_connections_is_counted_and_the_cut_are_named() {
     let mut report = report(Some(ConnectionCounts {
         moved: 40,
+        moved_as: moved_as([("answered", 8), ("idle", 31), ("upgraded", 1)]),
         drained: 2,
         cut: 3,
         named: vec!["127.0.0.1:4711 POST /upload".to_owned()],
@@ -57,7 +60,7 @@ fn what_became_of_connections_is_counted_and_the_cut_are_named() {
     assert_eq!(
         reloaded(&report, Parent::NotAwaited).unwrap(),
         "generation 3 → 4, pid 811 → 857: serving after 4.1 ms, parent drained after 12 ms \
-         (40 connections moved, 2 drained, 3 cut)\n  \
+         (40 connections moved (31 idle, 8 after an answer, 1 upgraded), 2 drained, 3 cut)\n  \
          listeners added: admin, metrics\n  \
          listeners removed: old\n  \
          cut: 127.0.0.1:4711 POST /upload\n  \
@@ -65,8 +68,18 @@ fn what_became_of_connections_is_counted_and_the_cut_are_named() {
     );
 }
 
+fn moved_as<const N: usize>(counts: [(&str, u64); N]) -> BTreeMap<String, u64> {
+    counts.map(|(what, count)| (what.to_owned(), count)).into()
+}
+
 #[test]
 fn zeros_are_not_worth_a_word() {
+    let idle = ConnectionCounts {
+        moved: 2,
+        moved_as: moved_as([("idle", 2)]),
+        ..ConnectionCounts::default()
+    };
+    assert_eq!(counts(&idle).unwrap(), "2 connections moved (idle)");
     let counts = |moved, drained| {
         counts(&ConnectionCounts {
             moved,

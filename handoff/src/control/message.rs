@@ -5,6 +5,8 @@
 //! the format is a promise: fields are added, never renamed or removed, and a reader
 //! ignores the fields that it does not know.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What a client asks.
@@ -58,6 +60,10 @@ pub struct ListenerChanges {
 pub struct ConnectionCounts {
     /// Handed over to the next generation.
     pub moved: u64,
+    /// The same, by what they were: `idle`, `answered` (after an answer), `upgraded`, or what the
+    /// application calls them.
+    #[serde(default)]
+    pub moved_as: BTreeMap<String, u64>,
     /// Finished here.
     pub drained: u64,
     /// Closed at the drain deadline.

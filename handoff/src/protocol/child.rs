@@ -25,6 +25,8 @@ pub(crate) enum State {
     Deposing,
     /// It is final; its parent drains.
     Serving,
+    /// It is final, and drains itself while its parent still does: the channel goes to its own child.
+    Passing,
     /// It was revoked and returns what it has.
     Returning,
     /// It is stopping: an operator said so.
@@ -71,6 +73,16 @@ pub(crate) enum Event {
     Timer(Timer),
     /// An operator stops this process.
     Stop(String),
+    /// This process has a child of its own, which is final: the channel is to be passed on to it.
+    PassOn,
+    /// All that was said to the parent has been written.
+    Flushed,
+    /// The child has taken the channel.
+    Passed,
+    /// The child has not taken it, and says why: this process goes on listening.
+    NotPassed,
+    /// There is nobody to pass it on to, or no time.
+    Forsaken,
 }
 
 /// What the driver must do.
@@ -97,6 +109,14 @@ pub(crate) enum Action {
     Return,
     /// The parent to which it was to be returned has died: accept again, and keep the rest.
     Resume,
+    /// Stop listening; answer with [`Event::Flushed`] once all acks are written.
+    Hold,
+    /// Send the channel to the child; answer with [`Event::Passed`] or [`Event::NotPassed`].
+    SendChannel,
+    /// Listen again.
+    Listen,
+    /// Close the channel: another process has it, or the parent finds out that nobody has.
+    LetGo,
     SendRefuse(String),
     SendStop(String),
     SendBye,
@@ -134,6 +154,15 @@ impl Child {
         )
     }
 
+    /// At this end of a channel that came with `Channel`; a generation that drains is at the other.
+    pub(crate) fn inherited() -> (Self, Vec<Action>) {
+        let child = Self {
+            state: State::Serving,
+            promote: false,
+        };
+        (child, vec![Action::Start(Timer::Silence)])
+    }
+
     pub(crate) fn state(&self) -> State {
         self.state
     }
@@ -154,7 +183,11 @@ impl Child {
     pub(crate) fn has_taken_over(&self) -> bool {
         matches!(
             self.state,
-            State::Probation | State::Deposing | State::Serving | State::Ended { serving: true }
+            State::Probation
+                | State::Deposing
+                | State::Serving
+                | State::Passing
+                | State::Ended { serving: true }
         )
     }
 
@@ -170,6 +203,7 @@ impl Child {
             State::Probation => self.probation(event),
             State::Deposing => self.deposing(event),
             State::Serving => self.serving(event),
+            State::Passing => self.passing(event),
             State::Returning => self.returning(event),
             State::Stopping => self.stopping(&event),
         }
@@ -345,6 +379,28 @@ impl Child {
             Event::Timer(Timer::Silence) => vec![Action::KillParent],
             // Draining generations are told; they finish or pass on nothing more.
             Event::Stop(reason) => vec![Action::SendStop(reason.clone()), Action::StopSelf(reason)],
+            Event::PassOn => self.enter(
+                State::Passing,
+                vec![Action::Cancel(Timer::Silence), Action::Hold],
+            ),
+            _ => vec![],
+        }
+    }
+
+    /// All that was read is acknowledged; what was not is for whoever reads next.
+    fn passing(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Flushed => vec![Action::SendChannel],
+            Event::NotPassed => self.enter(
+                State::Serving,
+                vec![Action::Listen, Action::Start(Timer::Silence)],
+            ),
+            // Where it was not taken, the child has perhaps said a word on it, and read one: for us it
+            // is of no more use.
+            Event::Passed | Event::Forsaken => {
+                self.enter(State::Ended { serving: true }, vec![Action::LetGo])
+            }
+            Event::Stop(reason) => vec![Action::StopSelf(reason)],
             _ => vec![],
         }
     }

@@ -87,6 +87,16 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    /// What another process has received so far.
+    pub(crate) fn after(last: u64) -> Self {
+        Self { last }
+    }
+
+    /// The number of the last item.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
     /// An item arrived under this number.
     pub(crate) fn received(&mut self, number: u64) -> Result<(), OutOfOrder> {
         let due = self.last + 1;

@@ -32,6 +32,9 @@ pub(crate) enum State {
     Dying(Failure),
     /// The child is final; the parent finishes what it has begun. `false`: it has died.
     Draining { child_lives: bool },
+    /// The same. The child has died, but its end of the channel lives on, with a generation that came
+    /// after it: word from that one is awaited.
+    Forsaken,
     /// An operator stops parent and child; the child's end is awaited.
     Stopping,
     /// Nothing more happens.
@@ -83,6 +86,10 @@ pub(crate) enum Event {
     Stopped(String),
     /// `Bye` from a revoked child.
     Returned,
+    /// After `Confirm`: the child is dead, and somebody else has its end of the channel.
+    Vanished,
+    /// `Successor`: somebody else is at the other end now, and lives.
+    Successor,
     /// The child broke the protocol, or closed its channel and lives.
     Broken(String),
     /// The child is dead and all that it said has been heard.
@@ -97,6 +104,8 @@ pub(crate) enum Event {
     /// An operator takes the reload back.
     #[cfg_attr(not(test), expect(dead_code, reason = "there is no such verb yet"))]
     Rollback,
+    /// `ChannelAck`: the channel of an older generation is the child's, or was refused.
+    Acked,
     /// After `Confirm`: all is finished, passed or cut, and acknowledged.
     Drained,
 }
@@ -179,7 +188,7 @@ impl Parent {
             State::Confirming if !self.probation => "committing",
             State::Probation | State::Confirming => "probation",
             State::Revoking(_) | State::Dying(_) => "failing",
-            State::Draining { .. } => "draining",
+            State::Draining { .. } | State::Forsaken => "draining",
             State::Stopping => "stopping",
             State::Ended => "ended",
         }
@@ -187,7 +196,7 @@ impl Parent {
 
     /// Whether the child is final.
     pub(crate) fn is_confirmed(&self) -> bool {
-        matches!(self.state, State::Draining { .. })
+        matches!(self.state, State::Draining { .. } | State::Forsaken)
     }
 
     /// Reasons make states differ that are the same otherwise.
@@ -212,6 +221,7 @@ impl Parent {
             (_, Event::Stop(reason)) => self.stop(reason),
             (_, Event::Died(how)) => self.died(&how),
             (State::Draining { child_lives }, event) => self.draining(*child_lives, event),
+            (State::Forsaken, event) => self.forsaken(event),
             (State::Dying(failure), event) => {
                 let failure = failure.clone();
                 self.dying(failure, event)
@@ -392,6 +402,33 @@ impl Parent {
             // The operator stopped the service. What is on its way to the child is still the child's
             // to acknowledge; the rest ends here.
             Event::Stopped(reason) => vec![Action::StopSelf(reason)],
+            Event::Vanished if child_lives => self.enter(
+                State::Forsaken,
+                vec![
+                    Action::Cancel(Timer::Heartbeat),
+                    Action::Start(Timer::Successor),
+                ],
+            ),
+            _ => vec![],
+        }
+    }
+
+    /// The child is dead. Its end of the channel is not closed, so that what was sent may yet be served by
+    /// whoever has it.
+    fn forsaken(&mut self, event: Event) -> Vec<Action> {
+        let over = Action::Cancel(Timer::Successor);
+        match event {
+            Event::Successor => self.enter(
+                State::Draining { child_lives: true },
+                vec![over, Action::SayDraining, Action::Start(Timer::Heartbeat)],
+            ),
+            Event::Timer(Timer::Successor) | Event::Broken(_) => {
+                let mut actions = vec![over];
+                actions.extend(self.drain_alone(false));
+                actions
+            }
+            Event::Drained => self.enter(State::Ended, vec![over, Action::SendBye, Action::Ended]),
+            Event::Stopped(reason) => vec![Action::StopSelf(reason)],
             _ => vec![],
         }
     }
@@ -435,6 +472,11 @@ impl Parent {
     fn died(&mut self, how: &str) -> Vec<Action> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Draining { child_lives: true } => self.drain_alone(true),
+            State::Forsaken => {
+                let mut actions = vec![Action::Cancel(Timer::Successor)];
+                actions.extend(self.drain_alone(true));
+                actions
+            }
             State::Draining { child_lives: false } => {
                 self.state = State::Draining { child_lives: false };
                 vec![]
@@ -495,7 +537,7 @@ impl Parent {
     fn stop(&mut self, reason: String) -> Vec<Action> {
         match self.state {
             // A draining process that is stopped ends alone: its successor is the service now.
-            State::Draining { .. } => vec![Action::StopSelf(reason)],
+            State::Draining { .. } | State::Forsaken => vec![Action::StopSelf(reason)],
             State::Stopping => vec![],
             _ => {
                 let mut actions = self.stopping();

@@ -867,7 +867,7 @@ impl World {
             }
             child::State::Probation => promote || !queued(Message::Revoke),
             child::State::Returning => promote,
-            child::State::Deposing | child::State::Serving => true,
+            child::State::Deposing | child::State::Serving | child::State::Passing => true,
             child::State::Stopping => false,
             child::State::Ended { serving } => serving,
         }
@@ -1309,6 +1309,9 @@ impl World {
             Action::SendAccepting => self.say(me, Message::Accepting),
             Action::AnswerHealth => self.say(me, Message::Answer),
             Action::Final => self.is_final = true,
+            Action::Hold | Action::SendChannel | Action::Listen | Action::LetGo => {
+                self.wrong = Some((Invariant::Works, "no third generation is in this world"));
+            }
             Action::Return => {
                 self.c.accepts = Accepts::Paused;
                 self.c.owe(Answer::Returned);
