@@ -14,16 +14,27 @@ use super::{Client, ClientError, Event, Outcome, Request, Status};
 /// listener since before the commit, so that this does not happen in a reload: whoever held it is dead.
 const NOBODY_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Asks for the status.
+/// Asks for the status: of whoever serves next, too, if the process that heard the question goes away before
+/// it has answered.
 ///
 /// # Errors
 ///
 /// See [`ClientError`]; [`ClientError::TimedOut`] after `patience`.
 pub async fn status(path: &Path, patience: Duration) -> Result<Status, ClientError> {
-    let answer = ask(path, &Request::Status, |event| match event {
-        Event::Status(status) => Some(*status),
-        _ => None,
-    });
+    let answer = async {
+        loop {
+            let answer = ask(path, &Request::Status, |event| match event {
+                Event::Status(status) => Some(*status),
+                _ => None,
+            });
+            match answer.await {
+                // It was accepted by a process that died. A question changes nothing, and a socket
+                // that nobody is left to answer on refuses the next connection.
+                Err(ClientError::Gone | ClientError::Io(_)) => sleep(RETRY_PAUSE).await,
+                answer => return answer,
+            }
+        }
+    };
     within(patience, "the status", answer).await
 }
 

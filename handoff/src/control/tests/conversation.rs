@@ -151,6 +151,20 @@ async fn a_reload_is_asked_for_once_and_its_end_is_told_honestly() {
 }
 
 #[tokio::test]
+async fn the_status_is_asked_again_when_the_answering_process_goes() {
+    let mut world = World::new();
+    let path = world.path.clone();
+    let asking = tokio::spawn(async move { status(&path, Duration::from_secs(20)).await });
+    drop(world.next().await);
+    let incoming = world.next().await;
+    assert_eq!(incoming.request, Request::Status);
+    let reason = "not you".to_owned();
+    incoming.reply.send(&Event::Refused { reason });
+    let error = asking.await.unwrap().unwrap_err();
+    assert!(matches!(error, ClientError::Refused { .. }));
+}
+
+#[tokio::test]
 async fn the_parents_end_is_waited_for_only_so_long() {
     let mut world = World::new();
     let waits = Waits {
