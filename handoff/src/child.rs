@@ -28,6 +28,7 @@ use crate::{
     failpoint::Side,
     link::{Heard, Link, Peer},
     listeners::Listener,
+    parent::CLOSED,
     pidfile::Lock,
     process::{self, Signal},
     protocol::{
@@ -197,6 +198,13 @@ impl ChildDriver {
         };
         let us = driver.shared.identity();
         driver.say(&Message::Successor(us), vec![Arc::new(own)])?;
+        // It must be there before the parent can leave: else a death is all that the older one sees.
+        if driver.link.is_pending() {
+            return Err(format!(
+                "generation {} does not read what it is told",
+                inherited.from.generation
+            ));
+        }
         let _ = driver.perform(actions);
         Ok(driver)
     }
@@ -242,7 +250,11 @@ impl ChildDriver {
     /// Whether this process can be replaced: not before its parent cannot come back.
     pub(crate) fn blocks_reload(&self) -> Option<String> {
         match self.machine.state() {
-            State::Serving | State::Passing | State::Ended { .. } => None,
+            State::Serving
+            | State::Passing
+            | State::Sent
+            | State::Leaving
+            | State::Ended { .. } => None,
             State::Probation | State::Deposing => Some(format!(
                 "generation {} is on probation",
                 self.shared.identity().generation
@@ -257,8 +269,10 @@ impl ChildDriver {
             match self.held {
                 None => {}
                 Some(Held::Flushing) => {
-                    self.link.written().await;
-                    return Event::Flushed;
+                    return match self.link.written().await {
+                        Some(timer) => Event::Timer(timer),
+                        None => Event::Flushed,
+                    };
                 }
                 Some(Held::Sent) => std::future::pending().await,
                 Some(Held::Failed) => return Event::Forsaken,
@@ -289,7 +303,7 @@ impl ChildDriver {
 
     /// Whether the channel is on its way to this process's child.
     pub(crate) fn is_passing(&self) -> bool {
-        self.machine.state() == State::Passing
+        matches!(self.machine.state(), State::Passing | State::Sent)
     }
 
     /// Whether this process's child has refused the channel.
@@ -307,6 +321,7 @@ impl ChildDriver {
         let received = match heard {
             Heard::Message(received) => *received,
             Heard::Broken(reason) => return Some(Event::Broken(reason)),
+            Heard::Closed => return Some(Event::Broken(CLOSED.to_owned())),
             Heard::Died | Heard::Vanished => return Some(Event::ParentDied),
             Heard::Timer(timer) => return Some(Event::Timer(timer)),
         };

@@ -37,6 +37,8 @@ pub(crate) enum Heard {
     Message(Box<Received>),
     /// The channel is of no more use, and the peer may be alive.
     Broken(String),
+    /// The peer has closed its end of the channel, and lives on; all that it said has been heard.
+    Closed,
     /// The peer is dead, and all that it said has been heard.
     Died,
     /// The peer is dead, and somebody else holds its end of the channel. Only after
@@ -168,9 +170,24 @@ impl Link {
         Ok(Some((position, [self.channel.duplicate()?, pidfd])))
     }
 
-    /// Returns when all that was said is written. Cancel safe.
-    pub(crate) async fn written(&mut self) {
-        self.channel.written().await;
+    /// Whether something that was said is not written.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.channel.is_pending()
+    }
+
+    /// Returns when all that was said is written or cannot be, or when a timer has run out. Nothing is read
+    /// meanwhile. Cancel safe.
+    pub(crate) async fn written(&mut self) -> Option<Timer> {
+        if let Some(timer) = self.timers.expired(Instant::now()) {
+            return Some(timer);
+        }
+        let wake = self.timers.next();
+        tokio::select! {
+            () = self.channel.written() => None,
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
+                self.timers.expired(Instant::now())
+            }
+        }
     }
 
     /// From here on messages are of this version.
@@ -229,7 +246,7 @@ impl Link {
             let grace = closed_at.map(|at| at + CLOSING_GRACE);
             if grace.is_some_and(|end| end <= now) {
                 self.told_broken = true;
-                return Heard::Broken("it closed its end of the channel and lives on".to_owned());
+                return Heard::Closed;
             }
             let wake = [self.timers.next(), grace].into_iter().flatten().min();
             tokio::select! {

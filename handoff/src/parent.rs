@@ -39,6 +39,9 @@ const MIN_DRAIN: Duration = Duration::from_millis(500);
 /// How long the application may take to let go of its connections once they are cut.
 const CUT_GRACE: Duration = Duration::from_secs(1);
 
+/// In words.
+pub(crate) const CLOSED: &str = "it closed its end of the channel and lives on";
+
 /// How long the last words may take to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -270,6 +273,12 @@ impl ParentDriver {
             Heard::Message(received) => *received,
             Heard::Broken(reason) => return Some(Event::Broken(reason)),
             Heard::Died => return Some(Event::Died(self.obituary())),
+            // An ack comes before anything is done with a connection: at the end of the channel nobody has
+            // what was not acknowledged, and nobody ever will.
+            Heard::Closed if self.machine.is_confirmed() => {
+                return Some(Event::Died("has closed the channel".to_owned()));
+            }
+            Heard::Closed => return Some(Event::Broken(CLOSED.to_owned())),
             Heard::Vanished => {
                 let _ = self.child.try_wait();
                 return Some(Event::Vanished);

@@ -25,8 +25,13 @@ pub(crate) enum State {
     Deposing,
     /// It is final; its parent drains.
     Serving,
-    /// It is final, and drains itself while its parent still does: the channel goes to its own child.
+    /// It is final, and drains itself while its parent still does: the channel goes to its own child once
+    /// all acks are written.
     Passing,
+    /// The channel is on its way to the child.
+    Sent,
+    /// There is nobody to pass it on to: it is closed once all acks are written.
+    Leaving,
     /// It was revoked and returns what it has.
     Returning,
     /// It is stopping: an operator said so.
@@ -187,6 +192,8 @@ impl Child {
                 | State::Deposing
                 | State::Serving
                 | State::Passing
+                | State::Sent
+                | State::Leaving
                 | State::Ended { serving: true }
         )
     }
@@ -203,7 +210,7 @@ impl Child {
             State::Probation => self.probation(event),
             State::Deposing => self.deposing(event),
             State::Serving => self.serving(event),
-            State::Passing => self.passing(event),
+            State::Passing | State::Sent | State::Leaving => self.passing(event),
             State::Returning => self.returning(event),
             State::Stopping => self.stopping(&event),
         }
@@ -379,28 +386,37 @@ impl Child {
             Event::Timer(Timer::Silence) => vec![Action::KillParent],
             // Draining generations are told; they finish or pass on nothing more.
             Event::Stop(reason) => vec![Action::SendStop(reason.clone()), Action::StopSelf(reason)],
-            Event::PassOn => self.enter(
-                State::Passing,
-                vec![Action::Cancel(Timer::Silence), Action::Hold],
-            ),
+            // `Silence` runs on: acks that are never read must not hold us.
+            Event::PassOn => self.enter(State::Passing, vec![Action::Hold]),
             _ => vec![],
         }
     }
 
-    /// All that was read is acknowledged; what was not is for whoever reads next.
+    /// All that was read is acknowledged; what was not is for whoever reads next. The channel is not closed
+    /// before the acks are written: at its end the parent takes up what has none.
     fn passing(&mut self, event: Event) -> Vec<Action> {
-        match event {
-            Event::Flushed => vec![Action::SendChannel],
-            Event::NotPassed => self.enter(
+        let over = Action::Cancel(Timer::Silence);
+        match (self.state, event) {
+            (State::Passing, Event::Flushed) => {
+                self.enter(State::Sent, vec![over, Action::SendChannel])
+            }
+            (State::Passing, Event::Forsaken) => self.enter(State::Leaving, vec![]),
+            (State::Passing | State::Leaving, Event::Timer(Timer::Silence)) => {
+                vec![Action::KillParent]
+            }
+            (State::Sent, Event::NotPassed) => self.enter(
                 State::Serving,
                 vec![Action::Listen, Action::Start(Timer::Silence)],
             ),
-            // Where it was not taken, the child has perhaps said a word on it, and read one: for us it
+            // If it was not taken, the child has perhaps said a word on it, and read one: for us it
             // is of no more use.
-            Event::Passed | Event::Forsaken => {
+            (State::Sent, Event::Passed | Event::Forsaken) => {
                 self.enter(State::Ended { serving: true }, vec![Action::LetGo])
             }
-            Event::Stop(reason) => vec![Action::StopSelf(reason)],
+            (State::Leaving, Event::Flushed) => {
+                self.enter(State::Ended { serving: true }, vec![over, Action::LetGo])
+            }
+            (_, Event::Stop(reason)) => vec![Action::StopSelf(reason)],
             _ => vec![],
         }
     }

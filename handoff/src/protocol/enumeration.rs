@@ -14,6 +14,7 @@
 //! `ENUMERATE=deep cargo test --release -p hello-handoff enumeration -- --nocapture` walks through all
 //! with three faults at a time (27 million states, two minutes of one core); `ENUMERATE=4` with four.
 
+mod generations;
 mod invariants;
 mod mutants;
 mod search;

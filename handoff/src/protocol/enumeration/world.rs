@@ -867,7 +867,11 @@ impl World {
             }
             child::State::Probation => promote || !queued(Message::Revoke),
             child::State::Returning => promote,
-            child::State::Deposing | child::State::Serving | child::State::Passing => true,
+            child::State::Deposing
+            | child::State::Serving
+            | child::State::Passing
+            | child::State::Sent
+            | child::State::Leaving => true,
             child::State::Stopping => false,
             child::State::Ended { serving } => serving,
         }
