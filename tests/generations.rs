@@ -192,6 +192,46 @@ fn an_oldest_that_is_killed_takes_nobody_along() {
 }
 
 #[test]
+fn an_oldest_that_is_frozen_for_a_while_has_lost_nothing() {
+    let hello = Hello::start();
+    let load = Load::start(hello.address());
+    let first = hello.pid();
+    let mut upload = Upload::begin(&hello);
+    hello.begin_reload();
+    hello.signal(first, Signal::SIGSTOP);
+    freezes(first);
+    for _ in 3..=5 {
+        hello.begin_reload();
+        load.goes_on();
+    }
+    are_left(&hello, &[first, hello.pid()]);
+    hello.signal(first, Signal::SIGCONT);
+    is_plain(&upload.end(), 1);
+    until_moved(&mut upload.0, 5);
+    hello.settles();
+    load.finish();
+}
+
+/// It would be waited for without end: the newest ends it after its deadline, as its own child would have.
+#[test]
+fn an_oldest_that_is_frozen_for_ever_is_ended_by_the_newest() {
+    let hello = Hello::start();
+    let load = Load::calm(hello.address());
+    let first = hello.pid();
+    let mut upload = Upload::begin(&hello);
+    for _ in 2..=4 {
+        hello.begin_reload();
+    }
+    are_left(&hello, &[first, hello.pid()]);
+    hello.signal(first, Signal::SIGSTOP);
+    hello.settles();
+    assert!(hello.log().contains("the parent is silent"));
+    let rest = upload.0.try_answer();
+    assert!(matches!(rest, Err(_) | Ok(None)), "{rest:?}");
+    load.finish();
+}
+
+#[test]
 fn a_stop_is_told_to_the_oldest_as_well() {
     let hello = Hello::start();
     let first = hello.pid();
