@@ -66,7 +66,6 @@ fn connections_that_are_adopted_count_and_are_never_refused() {
 }
 
 #[test]
-#[ignore = "open: a new generation accepts up to its limit before the connections of the old one have arrived"]
 fn connections_beyond_the_limit_wait_in_the_backlog_over_a_reload() {
     let hello = Hello::with().arg("--max-connections").arg("4").start();
     let mut clients: Vec<Client> = (0..4).map(|_| Client::connect(hello.address())).collect();
@@ -82,6 +81,44 @@ fn connections_beyond_the_limit_wait_in_the_backlog_over_a_reload() {
     assert!(!fifth.is_accepted(), "a fifth where four are the most");
     clients.pop();
     is_plain(&fifth.answer(), 2);
+}
+
+/// What an older generation still serves is as real as what the new one does.
+#[test]
+fn connections_that_older_generations_still_serve_count() {
+    let hello = Hello::with().arg("--max-connections").arg("4").start();
+    let mut busy: Vec<Client> = (0..3).map(|_| Client::connect(hello.address())).collect();
+    for client in &mut busy {
+        // Until its other half comes, it stays where it is.
+        client.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhalf ");
+        client.until_read();
+    }
+    for generation in 2..=3 {
+        hello.begin_reload();
+        let mut fourth = Client::connect(hello.address());
+        is_plain(&fourth.get("/hello"), generation);
+        let mut fifth = Client::connect(hello.address());
+        fifth.send(request("/hello"));
+        is_plain(&fourth.get("/slow?ms=100"), generation);
+        assert!(!fifth.is_accepted(), "a fifth where four are the most");
+        // It comes in as soon as one of those that the older ones serve has gone.
+        drop(busy.pop());
+        is_plain(&fifth.answer(), generation);
+        drop(fifth);
+        drop(fourth);
+        busy.push(Client::connect(hello.address()));
+        let last = busy.last_mut().expect("one");
+        last.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\nhalf ");
+        last.until_read();
+    }
+    for client in &mut busy {
+        client.send("whole");
+        assert_eq!(client.answer().status, 200);
+    }
+    hello.settles();
+    for client in &mut busy {
+        is_plain(&client.get("/hello"), 3);
+    }
 }
 
 #[test]

@@ -197,7 +197,9 @@ impl Acceptor {
 
     /// The next connection; `None` when this process is to accept no more.
     ///
-    /// A lack of descriptors or memory is waited out. Cancel safe.
+    /// Waits while the service has as many connections as it may have
+    /// ([`Builder::max_connections`](crate::Builder::max_connections)). A lack of descriptors or memory is
+    /// waited out. Cancel safe.
     pub async fn accept(&mut self) -> Option<Accepted> {
         loop {
             let phase = *self.phase.borrow_and_update();
@@ -210,6 +212,10 @@ impl Acceptor {
                     tokio::select! {
                         biased;
                         _ = self.phase.changed() => {}
+                        // Others may be accepted or adopted while this waits for a client.
+                        () = self.shared.live.full() => {
+                            self.room().await;
+                        }
                         result = accept(socket) => match result {
                             Ok((stream, peer)) => return Some(self.accepted(stream, peer)),
                             Err(error) => self.after(&error).await,
@@ -217,15 +223,31 @@ impl Acceptor {
                     }
                 }
                 // Nobody else accepts on this socket: what is in its queue is answered.
-                Phase::Stopping => return self.last(),
+                Phase::Stopping => {
+                    if self.room().await {
+                        return self.last();
+                    }
+                }
                 Phase::HandingOver | Phase::Finishing if self.shared.is_removed(&self.name) => {
-                    return self.last();
+                    if self.room().await {
+                        return self.last();
+                    }
                 }
                 Phase::HandingOver | Phase::Finishing | Phase::Cut => {
                     self.end();
                     return None;
                 }
             }
+        }
+    }
+
+    /// Waits for room below the limit: what waits in the backlog is found by the next generation, too.
+    /// `false` if the phase has changed first.
+    async fn room(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.phase.changed() => false,
+            () = self.shared.live.room() => true,
         }
     }
 

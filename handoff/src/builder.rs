@@ -73,6 +73,7 @@ pub struct Builder {
     specs: Vec<Spec>,
     ready_timeout: Duration,
     drain_timeout: Duration,
+    max_connections: Option<u64>,
     orphan: Orphan,
     hooks: Hooks,
     kinds: Vec<String>,
@@ -87,6 +88,7 @@ impl Builder {
             specs: Vec::new(),
             ready_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            max_connections: None,
             orphan: Orphan::default(),
             hooks: Hooks::default(),
             kinds: Vec::new(),
@@ -132,6 +134,13 @@ impl Builder {
     /// stopped, before they are cut. Default: 10 s.
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
+        self
+    }
+
+    /// How many connections all generations together may have; more wait in the backlog. Adopted ones count,
+    /// and are never refused. Default: no limit.
+    pub fn max_connections(mut self, most: u64) -> Self {
+        self.max_connections = Some(most);
         self
     }
 
@@ -206,6 +215,7 @@ impl Builder {
             ready_timeout: self.ready_timeout,
             drain_timeout: self.drain_timeout,
             probation: Duration::ZERO,
+            max_connections: self.max_connections,
             promote: self.orphan == Orphan::Promote,
             hooks: self.hooks,
         };

@@ -289,9 +289,14 @@ impl ChildDriver {
         std::mem::take(&mut self.inherited)
     }
 
-    /// The process at the other end, with those that drain into it, once this process is the one that serves.
-    pub(crate) fn draining(&self) -> Vec<Older> {
-        let Some(process) = self.parent.filter(|_| self.is_final && !self.orphaned) else {
+    /// Whether the process at the other end cannot come back.
+    pub(crate) fn is_final(&self) -> bool {
+        self.is_final
+    }
+
+    /// The process at the other end, with those that drain into it: their connections are still to come.
+    pub(crate) fn older(&self) -> Vec<Older> {
+        let Some(process) = self.parent.filter(|_| !self.orphaned) else {
             return Vec::new();
         };
         let direct = Older {
@@ -342,9 +347,11 @@ impl ChildDriver {
                     Ok(())
                 }))
             }
-            Message::Commit(changes) => match changes::unpack(changes, fds) {
+            Message::Commit(commit) => match changes::unpack(commit.changes, fds) {
                 Ok(deltas) => {
                     self.changes = deltas;
+                    self.waiting_for = commit.waiting_for;
+                    self.older = commit.older;
                     Event::Commit
                 }
                 Err(reason) => Event::Broken(reason),
@@ -538,11 +545,13 @@ impl ChildDriver {
         }
         // "I own these": said before anything is done with them.
         self.say(&Message::ConnAck(BatchAck { number, refused }), vec![])?;
+        let arrived = adopted.len() as u64;
         for connection in adopted {
             let guard = self.shared.live.connection();
             // Fails only if nobody will ever serve them: then they close here.
             let _ = self.shared.adopted.send(Adopted { connection, guard });
         }
+        self.waiting_for = self.waiting_for.saturating_sub(arrived);
         Ok(())
     }
 
@@ -662,6 +671,10 @@ impl ChildDriver {
         let changes = std::mem::take(&mut self.changes);
         self.absorb(&changes);
         self.shared.publish_or_log();
+        let older = self.older();
+        self.shared
+            .live
+            .set_older(older.iter().map(|older| older.waiting_for).sum());
         self.shared.set_phase(Phase::Serving);
         self.shared.call(Turn::Committed);
     }

@@ -56,6 +56,13 @@ impl Timers {
         self.0.insert(timer, Instant::now() + after);
     }
 
+    /// A timer that runs ends after that time at the latest.
+    pub(crate) fn hasten(&mut self, timer: Timer, after: Duration) {
+        if let Some(at) = self.0.get_mut(&timer) {
+            *at = (*at).min(Instant::now() + after);
+        }
+    }
+
     pub(crate) fn cancel(&mut self, timer: Timer) {
         self.0.remove(&timer);
     }

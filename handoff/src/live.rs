@@ -1,4 +1,10 @@
-//! What is alive in this process: the drain waits for it, and the report counts it.
+//! What is alive in this process: the drain waits for it, the report counts it, and the limit is measured by it.
+//!
+//! The limit holds over generations: what older ones still serve counts here, until this process itself
+//! only finishes what it has begun. A connection that moves here counts here before it ceases to count there:
+//! at worst it counts twice for a moment. What older generations say of themselves is as old as their last
+//! word, and what the parent accepts between `Commit` and `Accepting` is not known here before `Confirm`:
+//! by so many a limit may be overstepped then. Nothing that is adopted is ever refused.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +14,7 @@ use std::{
     },
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::control::message::ConnectionCounts;
 
@@ -28,6 +34,12 @@ const RAW: &str = "raw";
 #[derive(Debug, Default)]
 pub(crate) struct Live {
     connections: AtomicU64,
+    /// Those of older generations.
+    older: AtomicU64,
+    /// How many there may be in all.
+    most: Option<u64>,
+    /// One of the numbers has changed.
+    changed: Notify,
     /// Acceptors that have not ended: each may still bring a connection.
     others: AtomicU64,
     none: Notify,
@@ -44,9 +56,20 @@ struct Cut {
 }
 
 impl Live {
+    /// At most so many connections are accepted.
+    pub(crate) fn limited_to(most: Option<u64>) -> Self {
+        Self {
+            most,
+            ..Self::default()
+        }
+    }
+
     /// A connection lives as long as the guard.
     pub(crate) fn connection(self: &Arc<Self>) -> ConnectionGuard {
         self.connections.fetch_add(1, Ordering::AcqRel);
+        if self.is_full() {
+            self.changed.notify_waiters();
+        }
         ConnectionGuard {
             live: self.clone(),
             moves_as: RAW,
@@ -70,13 +93,58 @@ impl Live {
     }
 
     /// Wakes when [`is_none`](Self::is_none) may have become true.
-    pub(crate) async fn changed(&self) {
+    pub(crate) async fn none(&self) {
         self.none.notified().await;
+    }
+
+    /// Resolves when the number of connections has changed since this call.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// From here on connections that end are counted.
     pub(crate) fn leave(&self) {
         self.leaving.store(true, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// How many connections older generations still serve, as far as is known.
+    pub(crate) fn set_older(&self, connections: u64) {
+        if self.older.swap(connections, Ordering::AcqRel) != connections {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Returns when another connection may be accepted. Cancel safe.
+    pub(crate) async fn room(&self) {
+        self.until(false).await;
+    }
+
+    /// Returns when no further connection may be accepted. Cancel safe.
+    pub(crate) async fn full(&self) {
+        self.until(true).await;
+    }
+
+    async fn until(&self, full: bool) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_full() == full {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        let Some(most) = self.most else { return false };
+        // Who leaves finishes what has come to it, whatever others have.
+        let older = if self.leaving.load(Ordering::Acquire) {
+            0
+        } else {
+            self.older.load(Ordering::Acquire)
+        };
+        // After the others: what has moved between the two looks is counted twice, and not missed.
+        older.saturating_add(self.connections()) >= most
     }
 
     pub(crate) fn counts(&self) -> ConnectionCounts {
@@ -147,6 +215,8 @@ impl Drop for ConnectionGuard {
         if self.live.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.live.none.notify_one();
         }
+        // Each acceptor may be waiting, and the place may be any one's.
+        self.live.changed.notify_waiters();
     }
 }
 
@@ -189,6 +259,30 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_limit_holds_over_generations() {
+        let live = Arc::new(Live::limited_to(Some(2)));
+        live.room().await;
+        live.set_older(2);
+        live.full().await;
+        // One moves here: never less than two in the sum.
+        let adopted = live.connection();
+        live.full().await;
+        live.set_older(1);
+        live.full().await;
+        let waiting = tokio::spawn({
+            let live = live.clone();
+            async move { live.room().await }
+        });
+        drop(adopted);
+        waiting.await.unwrap();
+        // Who leaves counts only its own.
+        live.set_older(2);
+        live.full().await;
+        live.leave();
+        live.room().await;
+    }
+
+    #[tokio::test]
     async fn the_last_one_wakes_whoever_waits() {
         let live = Arc::new(Live::default());
         let guard = live.connection();
@@ -196,7 +290,7 @@ mod tests {
             let live = live.clone();
             async move {
                 while !live.is_none() {
-                    live.changed().await;
+                    live.none().await;
                 }
             }
         });

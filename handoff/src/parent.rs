@@ -30,7 +30,7 @@ use crate::{
     state::{Manifest, Snapshot},
     stderr::{Capture, PassThrough},
     transfer::Transfer,
-    wire::{Health, Inherited, Message, Offer, Prepared, VERSIONS},
+    wire::{Commit, Health, Inherited, Message, Offer, Prepared, VERSIONS},
 };
 
 /// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
@@ -41,6 +41,9 @@ const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// In words.
 pub(crate) const CLOSED: &str = "it closed its end of the channel and lives on";
+
+/// How soon the child hears that there are fewer connections here; many end at a time.
+const SAY_SOON: Duration = Duration::from_millis(20);
 
 /// How long the last words may take to be written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(1);
@@ -82,6 +85,8 @@ pub(crate) struct ParentDriver {
     /// `Accepting` was heard this long after the start.
     serving_us: u64,
     asked: u64,
+    /// How many connections the child was told of last.
+    said: u64,
     /// The deadline at which the reload failed.
     overstepped: Option<Duration>,
     /// The drain deadline has passed.
@@ -154,6 +159,7 @@ impl ParentDriver {
             snapshot: None,
             serving_us: 0,
             asked: 0,
+            said: 0,
             overstepped: None,
             is_late: false,
             transfer: None,
@@ -238,6 +244,12 @@ impl ParentDriver {
                 _ => {}
             }
             let room = self.transfer.as_ref().map_or(0, Transfer::room);
+            let shared = self.shared.clone();
+            let changed = shared.live.changed();
+            if self.transfer.is_some() && self.waiting_for() < self.said {
+                // Perhaps somebody waits at the child's limit for just that.
+                self.link.timers.hasten(Timer::Heartbeat, SAY_SOON);
+            }
             tokio::select! {
                 biased;
                 heard = self.link.next() => {
@@ -247,7 +259,8 @@ impl ParentDriver {
                 }
                 Some(inner) = self.inbox.recv() => return self.inner(inner),
                 () = receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
-                () = self.shared.live.changed(), if self.transfer.is_some() => {}
+                () = self.shared.live.none(), if self.transfer.is_some() => {}
+                () = changed, if self.transfer.is_some() => {}
                 () = ended(self.reaper.as_ref()) => {
                     self.reaper = None;
                     let _ = self.child.try_wait();
@@ -255,6 +268,13 @@ impl ParentDriver {
                 never = pump(&mut self.capture) => match never {},
             }
         }
+    }
+
+    /// How many connections are still to be finished or passed on here. What is on its way is the child's when
+    /// it hears this.
+    fn waiting_for(&self) -> u64 {
+        let on_their_way = self.transfer.as_ref().map_or(0, Transfer::on_their_way);
+        self.shared.live.connections().saturating_sub(on_their_way)
     }
 
     fn inner(&mut self, inner: Inner) -> Event {
@@ -414,7 +434,12 @@ impl ParentDriver {
             Action::Retire => self.retire(),
             Action::SendCommit => {
                 let (changes, fds) = changes::pack(self.shared.deltas())?;
-                return self.say(&Message::Commit(changes), fds);
+                let commit = Commit {
+                    changes,
+                    waiting_for: self.shared.live.connections(),
+                    older: self.shared.draining(),
+                };
+                return self.say(&Message::Commit(commit), fds);
             }
             Action::PauseAccepting => {
                 self.serving_us = crate::micros(self.started.elapsed());
@@ -437,8 +462,8 @@ impl ParentDriver {
             Action::StartDrain => self.start_drain(),
             Action::DrainAlone { child_is_dead } => self.drain_alone(child_is_dead),
             Action::SayDraining => {
-                let waiting_for = self.shared.live.connections();
-                let older = self.shared.draining();
+                self.said = self.waiting_for();
+                let (waiting_for, older) = (self.said, self.shared.draining());
                 return self.say(&Message::Draining { waiting_for, older }, vec![]);
             }
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),

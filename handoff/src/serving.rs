@@ -86,6 +86,12 @@ impl Serving {
             .take()
     }
 
+    /// Counts the connections of this process, whenever it is called.
+    pub fn connections(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
+        let live = self.shared.live.clone();
+        move || live.connections()
+    }
+
     /// Something that the drain waits for like for a connection.
     pub fn guard(&self) -> ConnectionGuard {
         self.shared.live.connection()

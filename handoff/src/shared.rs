@@ -119,6 +119,8 @@ pub(crate) struct Settings {
     pub(crate) drain_timeout: Duration,
     /// Zero: the child is final as soon as it accepts.
     pub(crate) probation: Duration,
+    /// How many connections all generations together may have; further ones wait in the backlog.
+    pub(crate) max_connections: Option<u64>,
     /// Whether this process takes over from a parent that crashes.
     pub(crate) promote: bool,
     pub(crate) hooks: Hooks,
@@ -224,10 +226,10 @@ impl Shared {
         let (pass, pass_rx) = mpsc::channel(PASS_QUEUE);
         let (incoming, incoming_rx) = mpsc::channel(control::MAX_CLIENTS);
         let shared = Self {
+            live: Arc::new(Live::limited_to(settings.max_connections)),
             settings,
             program,
             paths,
-            live: Arc::default(),
             news: News::default(),
             phase: watch::Sender::new(Phase::Starting),
             ended: watch::Sender::new(None),

@@ -141,7 +141,7 @@ impl Succession {
             }
             Some(asked) = self.incoming.recv() => Woken::Asked(asked),
             () = deadline(self.ending.as_ref()) => Woken::Deadline,
-            () = self.shared.live.changed(), if self.ending.is_some() => Woken::Idle,
+            () = self.shared.live.none(), if self.ending.is_some() => Woken::Idle,
         }
     }
 
@@ -234,13 +234,18 @@ impl Succession {
         self.elders.extend(inherited);
         self.upstream.take_if(|up| up.is_ended());
         self.elders.retain(|elder| !elder.is_ended());
-        let mut draining: Vec<Older> = self
-            .conversations()
-            .flat_map(|driver| driver.draining())
-            .collect();
+        let conversations = self.elders.iter().chain(&self.upstream);
+        let mut draining: Vec<Older> = conversations.flat_map(ChildDriver::older).collect();
         // The youngest first; of two who speak of one, the one that speaks with it comes first.
         draining.sort_by_key(|older| std::cmp::Reverse(older.process.generation));
         draining.dedup_by_key(|older| older.process.generation);
+        self.shared
+            .live
+            .set_older(draining.iter().map(|older| older.waiting_for).sum());
+        // A parent that may come back does not drain.
+        if self.upstream.as_ref().is_some_and(|up| !up.is_final()) {
+            draining.clear();
+        }
         self.shared.set_draining(draining);
         self.shared
             .set_upstream(self.upstream.is_some() || !self.elders.is_empty());

@@ -111,6 +111,15 @@ impl Transfer {
         }
     }
 
+    /// How many connections have been sent without an ack so far.
+    pub(crate) fn on_their_way(&self) -> u64 {
+        let sent = self.ledger.unacked().map(|item| match item {
+            Item::Batch(batch) => batch.len() as u64,
+            Item::Rest | Item::Channel(_) | Item::Abandoned => 0,
+        });
+        sent.sum()
+    }
+
     /// Takes what the application gives up. Cancel safe.
     pub(crate) async fn receive(&mut self, pass: &mut mpsc::Receiver<PassRequest>, room: usize) {
         let mut requests = Vec::new();

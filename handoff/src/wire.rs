@@ -110,6 +110,17 @@ pub(crate) struct Offer {
     pub drain_timeout_ms: u64,
 }
 
+/// The decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Commit {
+    /// What changed since the snapshot.
+    pub(crate) changes: Changes,
+    /// How many connections the parent has: the child counts them among its own until they have come.
+    pub(crate) waiting_for: u64,
+    /// Who still drains into the parent, the youngest first.
+    pub(crate) older: Vec<Older>,
+}
+
 /// What the child will do with the listeners, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Prepared {
@@ -252,7 +263,7 @@ pub(crate) enum Message {
     /// Child: restored, and healthy.
     Ready,
     /// Parent: the decision.
-    Commit(Changes),
+    Commit(Commit),
     /// Child: it accepts.
     Accepting,
     /// Both: the watch during probation.

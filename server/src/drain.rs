@@ -1,12 +1,12 @@
 //! What happens to each connection after the commit: handed over at rest, else finished, else cut.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use handoff::{Connection, ConnectionGuard, NotMoved, Phase, Serving};
 use tokio::sync::watch;
 
 use crate::{
-    accept::{Slots, leftover},
+    accept::leftover,
     clock::Spent,
     connection::{self, Carried, Config, End, Order, Rested},
     io::Stream,
@@ -29,7 +29,6 @@ pub(crate) struct Live<S> {
     pub(crate) service: S,
     pub(crate) config: Config,
     pub(crate) orders: watch::Receiver<Order>,
-    pub(crate) slots: Arc<Slots>,
 }
 
 /// Turns what the process as a whole does into orders to its connections.

@@ -58,7 +58,6 @@ use handoff::{
 use tokio::sync::{Mutex, watch};
 
 use crate::{
-    accept::Slots,
     connection::{Config, Order},
     drain::Live,
 };
@@ -118,8 +117,8 @@ impl Context {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Connections at once; more wait in the backlog. Those of the generation before count, and are
-    /// never refused. Default: 10,000.
+    /// Connections at once, of all generations together; more wait in the backlog. Those that move here count,
+    /// and are never refused. Default: 10,000.
     pub connections: usize,
     /// From the first byte of a request's head to its end; then 408. Default: 30 s.
     pub header_timeout: Duration,
@@ -322,7 +321,8 @@ impl<F> Server<F> {
             ready_timeout,
             status,
         } = self;
-        let starting = builder(Builder::new(&name)).start().await?;
+        let builder = builder(Builder::new(&name)).max_connections(limits.connections as u64);
+        let starting = builder.start().await?;
         let (starting, service) = build_service(starting, build).await?;
         let service = service.into_service();
         if let Some(path) = probe {
@@ -376,20 +376,18 @@ async fn serve<S: Serve>(
     status: Option<StatusReport>,
 ) -> Result<Report, Error> {
     let (orders_tx, orders) = watch::channel(Order::Serve);
-    let slots = Arc::new(Slots::new(limits.connections));
     let config = Config {
         header_timeout: limits.header_timeout,
         idle_timeout: limits.idle_timeout,
         max_header_size: limits.header_size,
         max_headers: limits.headers,
     };
-    report_status(&serving, slots.clone(), status);
+    report_status(&serving, status);
     let live = Arc::new(Live {
         serving: serving.clone(),
         service,
         config,
         orders,
-        slots,
     });
     tokio::spawn(drain::command(serving.phase(), orders_tx));
     for name in serving.listeners() {
@@ -403,13 +401,14 @@ async fn serve<S: Serve>(
     serving.finished().await.map_err(Error::Ended)
 }
 
-fn report_status(serving: &handoff::Serving, slots: Arc<Slots>, status: Option<StatusReport>) {
+fn report_status(serving: &handoff::Serving, status: Option<StatusReport>) {
+    let connections = serving.connections();
     serving.report_status(move || {
         let mut report = status
             .as_ref()
             .map_or_else(|| serde_json::json!({}), |status| status());
         if let Some(object) = report.as_object_mut() {
-            object.insert("connections".to_owned(), slots.taken().into());
+            object.insert("connections".to_owned(), connections().into());
         }
         report
     });

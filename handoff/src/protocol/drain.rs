@@ -69,7 +69,12 @@ impl<T> Ledger<T> {
         }
     }
 
-    /// What is not acked, to be marked.
+    /// What is not acked.
+    pub(crate) fn unacked(&self) -> impl Iterator<Item = &T> {
+        self.unacked.iter().map(|(_, item)| item)
+    }
+
+    /// The same, to be marked.
     pub(crate) fn unacked_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.unacked.iter_mut().map(|(_, item)| item)
     }
