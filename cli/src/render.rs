@@ -207,6 +207,9 @@ pub(crate) fn status(status: &Status) -> String {
                 "\n  generation {generation}, pid {pid}, waits for {}",
                 counted(older.waiting_for, "connection")
             );
+            for name in &older.named {
+                let _ = write!(text, "\n    {name}");
+            }
         }
     }
     text

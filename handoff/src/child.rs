@@ -95,6 +95,7 @@ pub(crate) struct ChildDriver {
     reload: u64,
     /// How many connections it still serves, and who drains into it, as last heard.
     waiting_for: u64,
+    named: Vec<String>,
     older: Vec<Older>,
     /// The channel is to be passed on: nothing is read from it.
     held: Option<Held>,
@@ -228,6 +229,7 @@ impl ChildDriver {
             parent: None,
             reload: 0,
             waiting_for: 0,
+            named: Vec::new(),
             older: Vec::new(),
             held: None,
             refused: false,
@@ -302,6 +304,7 @@ impl ChildDriver {
         let direct = Older {
             process,
             waiting_for: self.waiting_for,
+            named: self.named.clone(),
         };
         [direct].into_iter().chain(self.older.clone()).collect()
     }
@@ -374,8 +377,13 @@ impl ChildDriver {
             Message::Channel(inherited) => {
                 self.heard_or_broken(|driver| driver.take_channel(&inherited, fds, missing))
             }
-            Message::Draining { waiting_for, older } => {
+            Message::Draining {
+                waiting_for,
+                named,
+                older,
+            } => {
                 self.waiting_for = waiting_for;
+                self.named = named;
                 self.older = older;
                 Event::Heard
             }

@@ -47,6 +47,15 @@ pub(crate) struct Live {
     drained: AtomicU64,
     moved: Mutex<BTreeMap<&'static str, u64>>,
     cut: Mutex<Cut>,
+    /// What is under way, by name.
+    waits_for: Mutex<Named>,
+}
+
+/// Names of what is under way, of the first so many.
+#[derive(Debug, Default)]
+struct Named {
+    last: u64,
+    names: BTreeMap<u64, String>,
 }
 
 #[derive(Debug, Default)]
@@ -73,6 +82,7 @@ impl Live {
         ConnectionGuard {
             live: self.clone(),
             moves_as: RAW,
+            waits_for: AtomicU64::new(0),
             accounted: false,
         }
     }
@@ -147,6 +157,12 @@ impl Live {
         older.saturating_add(self.connections()) >= most
     }
 
+    /// The first of what is under way, by name.
+    pub(crate) fn waits_for(&self, most: usize) -> Vec<String> {
+        let waits_for = lock(&self.waits_for);
+        waits_for.names.values().take(most).cloned().collect()
+    }
+
     pub(crate) fn counts(&self) -> ConnectionCounts {
         let cut = lock(&self.cut);
         let moved = lock(&self.moved);
@@ -163,6 +179,10 @@ impl Live {
     }
 }
 
+fn shortened(name: &str) -> String {
+    name[..name.floor_char_boundary(MAX_NAME)].to_owned()
+}
+
 /// A count is valid whatever panicked.
 fn lock<T>(counted: &Mutex<T>) -> MutexGuard<'_, T> {
     counted.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,6 +195,8 @@ fn lock<T>(counted: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct ConnectionGuard {
     live: Arc<Live>,
     moves_as: &'static str,
+    /// Its place among what is under way; 0 while it has none.
+    waits_for: AtomicU64,
     accounted: bool,
 }
 
@@ -185,6 +207,22 @@ impl ConnectionGuard {
         self.moves_as = what;
     }
 
+    /// While this process is being replaced: what keeps the connection from moving or ending, e.g.
+    /// `127.0.0.1:5000 GET /slow`. `status` shows it, of the first 100 connections.
+    pub fn waits_for(&self, what: &str) {
+        let mut waits_for = lock(&self.live.waits_for);
+        let mut place = self.waits_for.load(Ordering::Acquire);
+        if place == 0 {
+            if waits_for.names.len() >= MAX_NAMED {
+                return;
+            }
+            waits_for.last += 1;
+            place = waits_for.last;
+            self.waits_for.store(place, Ordering::Release);
+        }
+        waits_for.names.insert(place, shortened(what));
+    }
+
     /// The connection was closed at the deadline with something under way: `what` names it in the
     /// report, e.g. `127.0.0.1:5000 GET /slow`.
     pub fn cut(mut self, what: &str) {
@@ -192,8 +230,7 @@ impl ConnectionGuard {
         let mut cut = lock(&self.live.cut);
         cut.count += 1;
         if cut.named.len() < MAX_NAMED {
-            cut.named
-                .push(what[..what.floor_char_boundary(MAX_NAME)].to_owned());
+            cut.named.push(shortened(what));
         }
     }
 
@@ -209,6 +246,10 @@ impl ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
+        let place = *self.waits_for.get_mut();
+        if place != 0 {
+            lock(&self.live.waits_for).names.remove(&place);
+        }
         if !self.accounted && self.live.leaving.load(Ordering::Acquire) {
             self.live.drained.fetch_add(1, Ordering::AcqRel);
         }
@@ -256,6 +297,23 @@ mod tests {
         let moved_as = [("idle".to_owned(), 1), ("raw".to_owned(), 1)];
         assert_eq!(counts.moved_as, BTreeMap::from(moved_as));
         assert_eq!(counts.named, ["127.0.0.1:1 GET /slow"]);
+    }
+
+    #[test]
+    fn what_is_under_way_has_a_name_while_it_is() {
+        let live = Arc::new(Live::default());
+        let (slow, idle, upload) = (live.connection(), live.connection(), live.connection());
+        slow.waits_for("a");
+        slow.waits_for("127.0.0.1:1 GET /slow");
+        upload.waits_for("127.0.0.1:2 POST /upload");
+        assert_eq!(live.waits_for(1), ["127.0.0.1:1 GET /slow"]);
+        drop((slow, idle));
+        assert_eq!(live.waits_for(5), ["127.0.0.1:2 POST /upload"]);
+        upload.moved();
+        assert_eq!(live.waits_for(5), [""; 0]);
+        let many: Vec<_> = (0..MAX_NAMED + 5).map(|_| live.connection()).collect();
+        many.iter().for_each(|one| one.waits_for("x"));
+        assert_eq!(live.waits_for(usize::MAX).len(), MAX_NAMED);
     }
 
     #[tokio::test]

@@ -30,7 +30,7 @@ use crate::{
     state::{Manifest, Snapshot},
     stderr::{Capture, PassThrough},
     transfer::Transfer,
-    wire::{Commit, Health, Inherited, Message, Offer, Prepared, VERSIONS},
+    wire::{Commit, Health, Inherited, MAX_WAITING_NAMED, Message, Offer, Prepared, VERSIONS},
 };
 
 /// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
@@ -463,8 +463,12 @@ impl ParentDriver {
             Action::DrainAlone { child_is_dead } => self.drain_alone(child_is_dead),
             Action::SayDraining => {
                 self.said = self.waiting_for();
-                let (waiting_for, older) = (self.said, self.shared.draining());
-                return self.say(&Message::Draining { waiting_for, older }, vec![]);
+                let draining = Message::Draining {
+                    waiting_for: self.said,
+                    named: self.shared.live.waits_for(MAX_WAITING_NAMED),
+                    older: self.shared.draining(),
+                };
+                return self.say(&draining, vec![]);
             }
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
             Action::SendRevoke(reason) => return self.say(&Message::Revoke(reason), vec![]),

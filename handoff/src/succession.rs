@@ -573,6 +573,7 @@ impl Succession {
         let draining = shared.draining().into_iter().map(|older| DrainingStatus {
             process: older.process,
             waiting_for: older.waiting_for,
+            named: older.named,
         });
         Status {
             process: shared.identity(),

@@ -78,6 +78,9 @@ impl Hello {
 /// one more would help nobody: a reload has to wait for the oldest then.
 pub(crate) const MAX_DRAINING: usize = 8;
 
+/// How many connections of a draining generation are named: enough to see what keeps it.
+pub(crate) const MAX_WAITING_NAMED: usize = 5;
+
 /// An older generation that still drains.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Older {
@@ -85,6 +88,8 @@ pub(crate) struct Older {
     pub(crate) process: Generation,
     /// How many connections it still serves.
     pub(crate) waiting_for: u64,
+    /// The first of what is under way there, by peer and request.
+    pub(crate) named: Vec<String>,
 }
 
 /// What the parent gives a child before it boots. Descriptors, in this order: one for each
@@ -294,6 +299,8 @@ pub(crate) enum Message {
     Draining {
         /// How many.
         waiting_for: u64,
+        /// The first of what is under way there, by peer and request.
+        named: Vec<String>,
         /// Who still drains into the parent, the youngest first.
         older: Vec<Older>,
     },
@@ -492,7 +499,11 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Message::Conn(x) => codec::encode_into(x, out),
         Message::ConnAck(x) => codec::encode_into(x, out),
         Message::Channel(x) => codec::encode_into(x, out),
-        Message::Draining { waiting_for, older } => codec::encode_into(&(waiting_for, older), out),
+        Message::Draining {
+            waiting_for,
+            named,
+            older,
+        } => codec::encode_into(&(waiting_for, named, older), out),
         Message::ChannelAck(x) => codec::encode_into(x, out),
         Message::Bye(x) => codec::encode_into(x, out),
         Message::Successor(x) => codec::encode_into(x, out),
@@ -558,8 +569,12 @@ fn decode_body(kind: u16, body: &[u8]) -> Result<Message, String> {
         CHANNEL => Message::Channel(coded(body)?),
         CHANNEL_ACK => Message::ChannelAck(coded(body)?),
         DRAINING => {
-            let (waiting_for, older) = coded(body)?;
-            Message::Draining { waiting_for, older }
+            let (waiting_for, named, older) = coded(body)?;
+            Message::Draining {
+                waiting_for,
+                named,
+                older,
+            }
         }
         BYE => Message::Bye(coded(body)?),
         SUCCESSOR => Message::Successor(coded(body)?),

@@ -197,6 +197,7 @@ fn a_status_tells_all_that_goes_on() {
         draining: vec![DrainingStatus {
             process: FROM,
             waiting_for: 1,
+            named: vec!["127.0.0.1:4711 POST /upload".to_owned()],
         }],
         application: json!({ "connections": 12, "greeting": "eee" }),
         ..a_status()
@@ -212,7 +213,8 @@ fn a_status_tells_all_that_goes_on() {
          last reload\n  \
          7: generation 3 → 4, pid 811 → 857, serving after 4.1 ms, 40 connections moved\n\
          draining\n  \
-         generation 3, pid 811, waits for 1 connection"
+         generation 3, pid 811, waits for 1 connection\n    \
+         127.0.0.1:4711 POST /upload"
     );
 }
 

@@ -250,4 +250,7 @@ pub struct DrainingStatus {
     pub process: Generation,
     /// How many connections it still serves.
     pub waiting_for: u64,
+    /// The first of what is under way there, by peer and request.
+    #[serde(default)]
+    pub named: Vec<String>,
 }
