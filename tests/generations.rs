@@ -193,6 +193,8 @@ fn an_oldest_that_is_killed_takes_nobody_along() {
 
 #[test]
 fn an_oldest_that_is_frozen_for_a_while_has_lost_nothing() {
+    // Whoever outlives its parent is this process's to reap, as it would be that of a machine's init.
+    nix::sys::prctl::set_child_subreaper(true).expect("subreaper");
     let hello = Hello::start();
     let load = Load::start(hello.address());
     let first = hello.pid();
@@ -200,11 +202,18 @@ fn an_oldest_that_is_frozen_for_a_while_has_lost_nothing() {
     hello.begin_reload();
     hello.signal(first, Signal::SIGSTOP);
     freezes(first);
+    let mut successors = Vec::new();
     for _ in 3..=5 {
         hello.begin_reload();
         load.goes_on();
+        successors.push(hello.pid());
     }
     are_left(&hello, &[first, hello.pid()]);
+    // The first will hear of them, when nothing is left of them.
+    for pid in &successors[..2] {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(*pid).expect("a pid"));
+        nix::sys::wait::waitpid(pid, None).expect("reaped");
+    }
     hello.signal(first, Signal::SIGCONT);
     is_plain(&upload.end(), 1);
     until_moved(&mut upload.0, 5);

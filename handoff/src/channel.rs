@@ -172,6 +172,11 @@ impl Channel {
         self.write_queued()
     }
 
+    /// Nobody will read what is queued.
+    pub(crate) fn forget_queued(&mut self) {
+        self.outgoing.clear();
+    }
+
     /// Whether something is queued that the kernel has not taken.
     pub(crate) fn is_pending(&self) -> bool {
         !self.outgoing.is_empty()

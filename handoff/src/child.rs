@@ -15,12 +15,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::{
     changes,
     channel::Position,
-    connections::{self, Unpacked},
+    connections::{self, Connection, Unpacked},
     control::{
         self, Outcome,
         message::{ConnectionCounts, Generation, ListenerChanges},
@@ -97,8 +97,12 @@ pub(crate) struct ChildDriver {
     waiting_for: u64,
     named: Vec<String>,
     older: Vec<Older>,
-    /// The channel is to be passed on: nothing is read from it.
-    held: Option<Held>,
+    /// Connections whose acks are not written yet.
+    arrived: Vec<Connection>,
+    /// The channel, on its way to this process's own child.
+    parcel: Option<(Position, [OwnedFd; 2])>,
+    /// When the other process was heard last.
+    heard_at: Instant,
     /// This process's child did not take the channel.
     refused: bool,
     /// Channels of older generations that came on this one.
@@ -107,17 +111,6 @@ pub(crate) struct ChildDriver {
     pub(crate) orphaned: bool,
     /// Whether whoever watches has been told that this process is the service.
     is_final: bool,
-}
-
-/// How far a channel is that is to be passed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    /// Acks are still to be written.
-    Flushing,
-    /// It is on its way.
-    Sent,
-    /// It cannot be passed on.
-    Failed,
 }
 
 impl ChildDriver {
@@ -171,15 +164,9 @@ impl ChildDriver {
             sent: inherited.sent,
             received: inherited.received,
         };
-        let older =
-            process::Parent::from_fd(pidfd, inherited.from.pid).map_err(|e| crate::words(&e))?;
-        let listen = || {
-            Link::resume(
-                Side::Child,
-                channel,
-                older.as_fd().try_clone_to_owned()?,
-                position,
-            )
+        let listen = || -> io::Result<Link> {
+            process::check_pidfd(&pidfd, inherited.from.pid)?;
+            Link::resume(Side::Child, channel, pidfd, position)
         };
         let link = listen().map_err(|e| {
             format!(
@@ -198,6 +185,7 @@ impl ChildDriver {
             ..Self::with(shared, machine, link)
         };
         let us = driver.shared.identity();
+        let silent_for = Duration::from_millis(inherited.silent_for_ms);
         driver.say(&Message::Successor(us), vec![Arc::new(own)])?;
         // It must be there before the parent can leave: else a death is all that the older one sees.
         if driver.link.is_pending() {
@@ -207,6 +195,13 @@ impl ChildDriver {
             ));
         }
         let _ = driver.perform(actions);
+        // A deadline does not begin anew with each generation.
+        let left = driver.duration(Timer::Silence).saturating_sub(silent_for);
+        driver.link.timers.hasten(Timer::Silence, left);
+        driver.heard_at = driver
+            .heard_at
+            .checked_sub(silent_for)
+            .unwrap_or(driver.heard_at);
         Ok(driver)
     }
 
@@ -231,7 +226,9 @@ impl ChildDriver {
             waiting_for: 0,
             named: Vec::new(),
             older: Vec::new(),
-            held: None,
+            arrived: Vec::new(),
+            parcel: None,
+            heard_at: Instant::now(),
             refused: false,
             inherited: Vec::new(),
             orphaned: false,
@@ -252,11 +249,7 @@ impl ChildDriver {
     /// Whether this process can be replaced: not before its parent cannot come back.
     pub(crate) fn blocks_reload(&self) -> Option<String> {
         match self.machine.state() {
-            State::Serving
-            | State::Passing
-            | State::Sent
-            | State::Leaving
-            | State::Ended { .. } => None,
+            State::Serving | State::Sent | State::Ended { .. } => None,
             State::Probation | State::Deposing => Some(format!(
                 "generation {} is on probation",
                 self.shared.identity().generation
@@ -268,17 +261,11 @@ impl ChildDriver {
     /// The next event. Cancel safe.
     pub(crate) async fn next(&mut self) -> Event {
         loop {
-            match self.held {
-                None => {}
-                Some(Held::Flushing) => {
-                    return match self.link.written().await {
-                        Some(timer) => Event::Timer(timer),
-                        None => Event::Flushed,
-                    };
-                }
-                Some(Held::Sent) => std::future::pending().await,
-                Some(Held::Failed) => return Event::Forsaken,
+            if self.machine.state() == State::Sent {
+                // It is another process's to read.
+                std::future::pending::<()>().await;
             }
+            self.take_arrived();
             let heard = self.link.next().await;
             if let Some(event) = self.translate(heard) {
                 return event;
@@ -296,22 +283,49 @@ impl ChildDriver {
         self.is_final
     }
 
-    /// The process at the other end, with those that drain into it: their connections are still to come.
-    pub(crate) fn older(&self) -> Vec<Older> {
-        let Some(process) = self.parent.filter(|_| !self.orphaned) else {
-            return Vec::new();
-        };
-        let direct = Older {
+    /// The process at the other end: its connections are still to come.
+    pub(crate) fn direct(&self) -> Option<Older> {
+        let process = self.parent.filter(|_| !self.orphaned)?;
+        Some(Older {
             process,
             waiting_for: self.waiting_for,
             named: self.named.clone(),
-        };
-        [direct].into_iter().chain(self.older.clone()).collect()
+        })
+    }
+
+    /// Who drains into that one, by its own words.
+    pub(crate) fn hearsay(&self) -> Vec<Older> {
+        if self.orphaned {
+            Vec::new()
+        } else {
+            self.older.clone()
+        }
+    }
+
+    /// Whether the process at the other end leaves by this reload.
+    pub(crate) fn is_of(&self, reload: u64) -> bool {
+        self.is_final && self.reload == reload
     }
 
     /// Whether the channel is on its way to this process's child.
-    pub(crate) fn is_passing(&self) -> bool {
-        matches!(self.machine.state(), State::Passing | State::Sent)
+    pub(crate) fn is_sent(&self) -> bool {
+        self.machine.state() == State::Sent
+    }
+
+    /// Gives the channel to this process's own child; not yet, while an ack is still to be written.
+    pub(crate) fn pass_on(&mut self) -> Vec<Effect> {
+        match self.link.pass_on() {
+            Ok(Some(parcel)) => {
+                self.parcel = Some(parcel);
+                self.handle(Event::PassOn)
+            }
+            Ok(None) => Vec::new(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot duplicate the channel of an older generation; it goes on draining into this one");
+                self.refused = true;
+                Vec::new()
+            }
+        }
     }
 
     /// Whether this process's child has refused the channel.
@@ -333,6 +347,7 @@ impl ChildDriver {
             Heard::Died | Heard::Vanished => return Some(Event::ParentDied),
             Heard::Timer(timer) => return Some(Event::Timer(timer)),
         };
+        self.heard_at = Instant::now();
         let (fds, missing) = (received.fds, received.missing);
         Some(match received.message {
             Message::Offer(offer) => Event::Offer(self.take_offer(offer, fds, missing)),
@@ -453,10 +468,10 @@ impl ChildDriver {
             self.shared.set_control(server);
         }
         self.stderr = Some(next()?);
-        let parent =
-            process::Parent::from_fd(next()?, offer.parent.pid).map_err(|e| crate::words(&e))?;
-        let parent = parent.as_fd().try_clone_to_owned().and_then(Peer::new);
-        self.link.peer = parent.map_err(|e| format!("cannot watch the parent: {e}"))?;
+        let parent = next()?;
+        let watch =
+            process::check_pidfd(&parent, offer.parent.pid).and_then(|()| Peer::new(parent));
+        self.link.peer = watch.map_err(|e| format!("cannot watch the parent: {e}"))?;
         self.shared.set_generation(offer.parent.generation + 1);
         self.shared.reload.store(offer.reload, Ordering::Release);
         self.parent = Some(offer.parent);
@@ -553,19 +568,32 @@ impl ChildDriver {
         }
         // "I own these": said before anything is done with them.
         self.say(&Message::ConnAck(BatchAck { number, refused }), vec![])?;
-        let arrived = adopted.len() as u64;
-        for connection in adopted {
+        self.waiting_for = self.waiting_for.saturating_sub(adopted.len() as u64);
+        self.arrived.extend(adopted);
+        self.take_arrived();
+        Ok(())
+    }
+
+    /// Gives the application what is acknowledged. An ack that waits to be written is none yet: should this
+    /// process end before that, the parent serves the connection.
+    fn take_arrived(&mut self) {
+        if !self.link.is_pending() {
+            self.take_all_arrived();
+        }
+    }
+
+    fn take_all_arrived(&mut self) {
+        for connection in self.arrived.drain(..) {
             let guard = self.shared.live.connection();
             // Fails only if nobody will ever serve them: then they close here.
             let _ = self.shared.adopted.send(Adopted { connection, guard });
         }
-        self.waiting_for = self.waiting_for.saturating_sub(arrived);
-        Ok(())
     }
 
     /// Feeds the machine and carries out what it says.
     pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
         tracing::debug!(?event, state = ?self.machine.state(), "child");
+        self.refused |= event == Event::NotPassed;
         let actions = self.machine.on(event);
         self.perform(actions)
     }
@@ -623,12 +651,7 @@ impl ChildDriver {
                 );
             }
             Action::Final => self.become_final(),
-            Action::Hold => self.held = Some(Held::Flushing),
-            Action::SendChannel => return self.send_channel(effects),
-            Action::Listen => {
-                self.held = None;
-                self.refused = true;
-            }
+            Action::SendChannel => self.send_channel(effects),
             // With this driver's end.
             Action::LetGo => effects.push(Effect::ParentGone),
             Action::Return => self.shared.set_phase(Phase::Paused),
@@ -679,26 +702,19 @@ impl ChildDriver {
         let changes = std::mem::take(&mut self.changes);
         self.absorb(&changes);
         self.shared.publish_or_log();
-        let older = self.older();
+        let older = self.direct().into_iter().chain(self.hearsay());
         self.shared
             .live
-            .set_older(older.iter().map(|older| older.waiting_for).sum());
+            .set_older(older.map(|older| older.waiting_for).sum());
         self.shared.set_phase(Phase::Serving);
         self.shared.call(Turn::Committed);
     }
 
-    /// Gives the channel to this process's own child: all that was read of it is acknowledged.
-    fn send_channel(&mut self, effects: &mut Vec<Effect>) -> Result<(), String> {
-        let Some(from) = self.parent else {
-            return Ok(());
+    fn send_channel(&mut self, effects: &mut Vec<Effect>) {
+        let (Some(from), Some((position, fds))) = (self.parent, self.parcel.take()) else {
+            return;
         };
-        self.held = Some(Held::Failed);
-        let (position, fds) = match self.link.pass_on() {
-            Ok(Some(passed)) => passed,
-            Ok(None) => return Err("acks that cannot be written".to_owned()),
-            Err(e) => return Err(format!("cannot duplicate the channel: {e}")),
-        };
-        self.held = Some(Held::Sent);
+        let silent_for = self.heard_at.elapsed().as_millis();
         let inherited = Inherited {
             number: 0, // the sender's to count
             from,
@@ -708,9 +724,9 @@ impl ChildDriver {
             received: position.received,
             items: self.sequence.last(),
             waiting_for: self.waiting_for,
+            silent_for_ms: u64::try_from(silent_for).unwrap_or(u64::MAX),
         };
         effects.push(Effect::PassOn(inherited, fds.map(Arc::new).into()));
-        Ok(())
     }
 
     fn adopt_stderr(&mut self) {
@@ -780,6 +796,8 @@ impl ChildDriver {
         // now may panic.
         self.adopt_stderr();
         self.orphaned = crashed && !self.is_final;
+        // Nobody else will serve them.
+        self.take_all_arrived();
         if crashed {
             tracing::error!("the parent has crashed; what it still served is lost");
             if self.is_final {

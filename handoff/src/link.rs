@@ -161,16 +161,20 @@ impl Link {
         self.expects_successor = true;
     }
 
-    /// Another process is at the other end.
-    pub(crate) fn succeed(&mut self, peer: Peer) {
-        self.peer = peer;
-        self.told_vanished = false;
+    /// Another process is at the other end. Without its pidfd its death is not seen, but the end of the
+    /// channel is.
+    pub(crate) fn succeed(&mut self, peer: Option<Peer>) {
+        self.told_vanished = peer.is_none();
+        if let Some(peer) = peer {
+            self.peer = peer;
+        }
     }
 
     /// Where the conversation is, and duplicates of the channel and of the peer's pidfd: to be passed on.
-    /// `None` while something is queued.
+    /// `None` while something is queued, and for good if the channel has ended.
     pub(crate) fn pass_on(&self) -> io::Result<Option<(Position, [OwnedFd; 2])>> {
-        let Some(position) = self.channel.position() else {
+        let position = self.channel.position();
+        let Some(position) = position.filter(|_| self.deaf_since.is_none()) else {
             return Ok(None);
         };
         let pidfd = self.peer.0.get_ref().try_clone()?;
@@ -180,21 +184,6 @@ impl Link {
     /// Whether something that was said is not written.
     pub(crate) fn is_pending(&self) -> bool {
         self.channel.is_pending()
-    }
-
-    /// Returns when all that was said is written or cannot be, or when a timer has run out. Nothing is read
-    /// meanwhile. Cancel safe.
-    pub(crate) async fn written(&mut self) -> Option<Timer> {
-        if let Some(timer) = self.timers.expired(Instant::now()) {
-            return Some(timer);
-        }
-        let wake = self.timers.next();
-        tokio::select! {
-            () = self.channel.written() => None,
-            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {
-                self.timers.expired(Instant::now())
-            }
-        }
     }
 
     /// From here on messages are of this version.
@@ -238,6 +227,8 @@ impl Link {
                 if has_ended {
                     self.told_dead = true;
                     self.deaf_since.get_or_insert(now);
+                    // Its descriptors, too.
+                    self.channel.forget_queued();
                     return Heard::Died;
                 }
                 if !std::mem::replace(&mut self.told_vanished, true) {

@@ -72,7 +72,7 @@ pub(crate) struct ParentDriver {
     link: Link,
     child: Spawned,
     /// Who takes what this process passes on: the child, or a generation that came after it.
-    successor: u32,
+    successor: Generation,
     /// The child, while somebody else is the successor: it must not stay a zombie until we end.
     reaper: Option<Peer>,
     capture: Option<Capture>,
@@ -143,11 +143,15 @@ impl ParentDriver {
         };
         let (machine, actions) = Parent::new(!shared.settings.probation.is_zero());
         let (inbox_tx, inbox) = mpsc::unbounded_channel();
+        let successor = Generation {
+            generation: shared.identity().generation + 1,
+            pid: child.pid(),
+        };
         let mut driver = Self {
             shared,
             machine,
             link,
-            successor: child.pid(),
+            successor,
             reaper: None,
             child,
             capture: Some(capture),
@@ -196,6 +200,11 @@ impl ParentDriver {
         if let Err(error) = self.link.peer.signal(signal) {
             tracing::warn!(%error, pid = self.pid(), "cannot pass the signal on to the successor");
         }
+    }
+
+    /// Whether there is nobody now to send a signal on to, but may be soon.
+    pub(crate) fn is_forsaken(&self) -> bool {
+        *self.machine.state() == State::Forsaken
     }
 
     /// Passes the channel of an older generation on; [`take_passed`](Self::take_passed) tells what
@@ -311,10 +320,12 @@ impl ParentDriver {
             }
         };
         if let Message::Successor(successor) = received.message {
-            return Some(match self.succeed(successor, received.fds) {
-                Ok(()) => Event::Successor,
-                Err(reason) => Event::Broken(reason),
-            });
+            return Some(
+                match self.succeed(successor, received.fds, received.missing) {
+                    Ok(()) => Event::Successor,
+                    Err(reason) => Event::Broken(reason),
+                },
+            );
         }
         if !received.fds.is_empty() || received.missing > 0 {
             return Some(Event::Broken(format!(
@@ -364,24 +375,35 @@ impl ParentDriver {
     }
 
     /// Another generation has got our channel.
-    fn succeed(&mut self, successor: Generation, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn succeed(
+        &mut self,
+        successor: Generation,
+        fds: Vec<OwnedFd>,
+        missing: usize,
+    ) -> Result<(), String> {
         if self.transfer.is_none() {
             return Err("a successor of the child, which is not the service yet".to_owned());
         }
-        let Ok([pidfd]) = <[OwnedFd; 1]>::try_from(fds) else {
-            return Err("a successor without its one descriptor".to_owned());
+        let peer = match <[OwnedFd; 1]>::try_from(fds) {
+            // It may be dead and reaped by now, and another one have its place: that is said in its turn.
+            Ok([pidfd]) => process::check_pidfd(&pidfd, successor.pid)
+                .and_then(|()| Peer::new(pidfd))
+                .map(Some),
+            Err(none) if none.is_empty() && missing == 1 => {
+                tracing::warn!("no descriptor left to watch the successor by");
+                Ok(None)
+            }
+            Err(_) => return Err("a successor without its one descriptor".to_owned()),
         };
-        let peer = process::Parent::from_fd(pidfd, successor.pid).map_err(|e| crate::words(&e))?;
-        let peer = peer.as_fd().try_clone_to_owned().and_then(Peer::new);
-        self.link
-            .succeed(peer.map_err(|e| format!("cannot watch the successor: {e}"))?);
+        let peer = peer.map_err(|e| format!("cannot watch the successor: {e}"))?;
+        self.link.succeed(peer);
         tracing::info!(
             reload = self.reload,
             generation = successor.generation,
             pid = successor.pid,
             "draining into a later generation"
         );
-        self.successor = successor.pid;
+        self.successor = successor;
         if self.child.try_wait().is_ok_and(|ended| ended.is_none()) {
             let pidfd = self.child.as_fd().try_clone_to_owned();
             self.reaper = pidfd.and_then(Peer::new).ok();
@@ -619,7 +641,7 @@ impl ParentDriver {
     fn start_drain(&mut self) {
         let shared = &self.shared;
         let from = shared.identity();
-        let to = self.successor();
+        let to = self.successor;
         // It is the service now, whatever becomes of us.
         self.child.disarm();
         self.link.expect_successor();
@@ -656,13 +678,6 @@ impl ParentDriver {
                 listeners,
             },
         );
-    }
-
-    fn successor(&self) -> Generation {
-        Generation {
-            generation: self.shared.identity().generation + 1,
-            pid: self.pid(),
-        }
     }
 
     fn drain_alone(&mut self, child_is_dead: bool) {
@@ -748,7 +763,7 @@ impl ParentDriver {
                 .drained(self.reload, at_us, connections.clone());
             Report {
                 connections,
-                successor: Some(self.successor()),
+                successor: Some(self.successor),
             }
         });
         Effect::Ended(report)

@@ -156,12 +156,6 @@ pub enum JoinError {
     /// The announced stdin is another kind of socket.
     #[error("stdin is not a channel: it is no SOCK_SEQPACKET Unix socket")]
     NotChannel,
-    /// What was passed as the parent's pidfd is not.
-    #[error("the descriptor is no pidfd of process {pid}")]
-    NotPidfd {
-        /// The parent's process id.
-        pid: u32,
-    },
     /// A system call failed.
     #[error("cannot {step}")]
     Io {
@@ -589,61 +583,30 @@ pub fn own_pidfd() -> io::Result<OwnedFd> {
     open_pidfd(std::process::id())
 }
 
-/// The parent, as its child sees it.
-#[derive(Debug)]
-pub struct Parent {
-    pid: u32,
-    pidfd: OwnedFd,
-}
-
-impl Parent {
-    /// Takes a received descriptor for the pidfd of process `pid`.
-    ///
-    /// # Errors
-    /// [`JoinError::NotPidfd`] if it is anything else, or the process has been reaped.
-    pub fn from_fd(pidfd: OwnedFd, pid: u32) -> Result<Self, JoinError> {
-        let info = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-        let info = fs::read_to_string(info).map_err(|source| JoinError::Io {
-            step: "examine the parent's pidfd",
-            source,
-        })?;
-        let named = info.lines().find_map(|line| line.strip_prefix("Pid:"));
-        if named.and_then(|named| named.trim().parse().ok()) == Some(pid) {
-            Ok(Self { pid, pidfd })
-        } else {
-            Err(JoinError::NotPidfd { pid })
-        }
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Whether it runs, frozen or not.
-    ///
-    /// # Errors
-    /// Those of poll(2).
-    pub fn is_alive(&self) -> io::Result<bool> {
-        is_running(self.pidfd.as_fd())
-    }
-
-    /// Sends it a signal.
-    ///
-    /// # Errors
-    /// `NotFound` if it has been reaped.
-    pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        send_signal(self.pidfd.as_fd(), signal)
+/// Checks that a received descriptor is a pidfd of process `pid`, or of one that has been reaped meanwhile.
+///
+/// # Errors
+/// `InvalidInput` if it is anything else.
+pub fn check_pidfd(pidfd: &OwnedFd, pid: u32) -> io::Result<()> {
+    let info = match fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())) {
+        Ok(info) => info,
+        // To look takes a descriptor more, and there is none.
+        Err(e) if matches!(e.raw_os_error(), Some(EMFILE | ENFILE)) => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    let named = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    // pidfd_open(2) and proc(5): -1 once it is reaped.
+    match named.and_then(|named| named.trim().parse::<i64>().ok()) {
+        Some(named) if named == i64::from(pid) || named == -1 => Ok(()),
+        _ => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("not a pidfd of process {pid}"),
+        )),
     }
 }
 
-/// The pidfd: readable when the parent has ended.
-impl AsFd for Parent {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
-    }
-}
+const EMFILE: i32 = Errno::MFILE.raw_os_error();
+const ENFILE: i32 = Errno::NFILE.raw_os_error();
 
 #[cfg(test)]
 mod tests;

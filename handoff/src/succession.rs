@@ -234,9 +234,17 @@ impl Succession {
         self.elders.extend(inherited);
         self.upstream.take_if(|up| up.is_ended());
         self.elders.retain(|elder| !elder.is_ended());
-        let conversations = self.elders.iter().chain(&self.upstream);
-        let mut draining: Vec<Older> = conversations.flat_map(ChildDriver::older).collect();
-        // The youngest first; of two who speak of one, the one that speaks with it comes first.
+        if self.ending.is_some() {
+            // They came too late to be told with the others.
+            let reason = "the service is stopping".to_owned();
+            for elder in &mut self.elders {
+                elder.handle(ChildEvent::Stop(reason.clone()));
+            }
+        }
+        let conversations = || self.elders.iter().chain(&self.upstream);
+        // The youngest first; of two who speak of one, the one that speaks with it is believed.
+        let mut draining: Vec<Older> = conversations().filter_map(ChildDriver::direct).collect();
+        draining.extend(conversations().flat_map(ChildDriver::hearsay));
         draining.sort_by_key(|older| std::cmp::Reverse(older.process.generation));
         draining.dedup_by_key(|older| older.process.generation);
         self.shared
@@ -263,10 +271,11 @@ impl Succession {
             let event = match outcome {
                 Some((_, true)) => ChildEvent::Passed,
                 Some((_, false)) => ChildEvent::NotPassed,
-                None if driver.is_passing() && !can_pass_on => ChildEvent::Forsaken,
+                None if driver.is_sent() && !can_pass_on => ChildEvent::Forsaken,
                 // A refusal is final: it would be refused again.
                 None if driver.is_confirmed() && can_pass_on && !driver.was_refused() => {
-                    ChildEvent::PassOn
+                    effects.extend(driver.pass_on());
+                    continue;
                 }
                 None => continue,
             };
@@ -438,7 +447,10 @@ impl Succession {
     fn downstream_effects(&mut self, effects: Vec<parent::Effect>) -> Option<Report> {
         for effect in effects {
             match effect {
-                parent::Effect::StopSelf(reason) => self.begin_stop(&reason),
+                parent::Effect::StopSelf(reason) => {
+                    self.stop_upstream(&reason);
+                    self.begin_stop(&reason);
+                }
                 parent::Effect::Ended(Some(report)) => return Some(report),
                 parent::Effect::Ended(None) => {
                     if let Some(mut driver) = self.downstream.take() {
@@ -463,6 +475,7 @@ impl Succession {
     fn forward_latched(&mut self) {
         if let Some(down) = &self.downstream
             && down.is_confirmed()
+            && !down.is_forsaken()
             && std::mem::take(&mut self.latched)
         {
             down.forward(Signal::Usr2);
@@ -477,6 +490,7 @@ impl Succession {
                 tracing::info!("{name}: not heeded, the service is stopping");
             }
             signals::Request::Reload(name) => match (&self.downstream, self.busy()) {
+                (Some(down), _) if down.is_forsaken() => self.latched = true,
                 (Some(down), _) if down.is_confirmed() => down.forward(Signal::Usr2),
                 (_, Some(why)) => {
                     tracing::info!(why, "{name}: one further reload will follow");
@@ -543,7 +557,9 @@ impl Succession {
         if self.shared.news.answer(reload, reply.clone()) {
             return;
         }
-        if under_way == Some(reload) || own {
+        // One by which an older generation leaves that still drains into this one: how it ended is known to it.
+        let older = self.conversations().any(|driver| driver.is_of(reload));
+        if under_way == Some(reload) || own || older {
             self.shared.news.watch(reload, reply);
         } else {
             reply.send(&News::Refused {
@@ -601,18 +617,23 @@ impl Succession {
     /// An operator's word. It is said to parent and child before anything else.
     fn stop(&mut self, why: &str) {
         let reason = format!("stopped by an operator ({why})");
-        let mut effects = Vec::new();
-        for driver in self.conversations() {
-            effects.extend(driver.handle(ChildEvent::Stop(reason.clone())));
-        }
-        if let Some(reason) = self.upstream_effects(effects) {
-            self.result = Some(Err(reason));
-        }
+        self.stop_upstream(&reason);
         if let Some(down) = &mut self.downstream {
             let effects = down.handle(ParentEvent::Stop(reason.clone()));
             self.downstream_effects(effects);
         }
         self.begin_stop(&reason);
+    }
+
+    /// Says it to every generation that drains into this one.
+    fn stop_upstream(&mut self, reason: &str) {
+        let mut effects = Vec::new();
+        for driver in self.conversations() {
+            effects.extend(driver.handle(ChildEvent::Stop(reason.to_owned())));
+        }
+        if let Some(reason) = self.upstream_effects(effects) {
+            self.result = Some(Err(reason));
+        }
     }
 
     fn begin_stop(&mut self, reason: &str) {

@@ -236,6 +236,8 @@ pub(crate) struct Inherited {
     pub items: u64,
     /// How many connections it still serves, as last heard.
     pub waiting_for: u64,
+    /// How long ago that was, in milliseconds.
+    pub silent_for_ms: u64,
 }
 
 /// "I am at its end now", or why not.

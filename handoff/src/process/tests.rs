@@ -365,18 +365,20 @@ fn a_parent_is_known_by_its_pidfd() {
     let (mut spawned, _channel, _stderr) = start(&shell("exec cat"), &[]);
     let pidfd = || spawned.pidfd.try_clone().expect("dup");
     let pid = spawned.pid();
-    let parent = Parent::from_fd(pidfd(), pid).expect("a pidfd");
-    assert!(parent.is_alive().expect("poll"));
-    Parent::from_fd(pidfd(), 1).expect_err("another process's");
+    check_pidfd(&pidfd(), pid).expect("a pidfd");
+    check_pidfd(&pidfd(), 1).expect_err("another process's");
     let file = tempfile::tempfile().expect("file");
-    Parent::from_fd(file.into(), pid).expect_err("no pidfd");
-    parent.signal(Signal::Term).expect("signal");
+    check_pidfd(&file.into(), pid).expect_err("no pidfd");
+    let pidfd = pidfd();
+    assert!(is_running(pidfd.as_fd()).expect("poll"));
+    send_signal(pidfd.as_fd(), Signal::Term).expect("signal");
     wait(&mut spawned);
-    assert!(!parent.is_alive().expect("poll"));
-    let error = parent.signal(Signal::Term).expect_err("reaped");
+    assert!(!is_running(pidfd.as_fd()).expect("poll"));
+    let error = send_signal(pidfd.as_fd(), Signal::Term).expect_err("reaped");
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
-    let own = Parent::from_fd(own_pidfd().expect("own"), std::process::id());
-    assert!(own.expect("own").is_alive().expect("poll"));
+    // That it has ended since, and was reaped, is for whoever watches it.
+    check_pidfd(&pidfd, pid).expect("a pidfd all the same");
+    check_pidfd(&own_pidfd().expect("own"), std::process::id()).expect("own");
     let error = open_pidfd(u32::MAX).expect_err("no such process");
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
 }

@@ -25,13 +25,9 @@ pub(crate) enum State {
     Deposing,
     /// It is final; its parent drains.
     Serving,
-    /// It is final, and drains itself while its parent still does: the channel goes to its own child once
-    /// all acks are written.
-    Passing,
-    /// The channel is on its way to the child.
+    /// It is final, and drains itself while its parent still does: the channel is on its way to its own
+    /// child, and nothing is read from it.
     Sent,
-    /// There is nobody to pass it on to: it is closed once all acks are written.
-    Leaving,
     /// It was revoked and returns what it has.
     Returning,
     /// It is stopping: an operator said so.
@@ -78,10 +74,10 @@ pub(crate) enum Event {
     Timer(Timer),
     /// An operator stops this process.
     Stop(String),
-    /// This process has a child of its own, which is final: the channel is to be passed on to it.
+    /// This process has a child of its own, which is final, and all that was said to the parent has been
+    /// written: the channel is to be passed on. At its end the parent takes up what has no ack, so that
+    /// none may be missing.
     PassOn,
-    /// All that was said to the parent has been written.
-    Flushed,
     /// The child has taken the channel.
     Passed,
     /// The child has not taken it, and says why: this process goes on listening.
@@ -114,12 +110,8 @@ pub(crate) enum Action {
     Return,
     /// The parent to which it was to be returned has died: accept again, and keep the rest.
     Resume,
-    /// Stop listening; answer with [`Event::Flushed`] once all acks are written.
-    Hold,
     /// Send the channel to the child; answer with [`Event::Passed`] or [`Event::NotPassed`].
     SendChannel,
-    /// Listen again.
-    Listen,
     /// Close the channel: another process has it, or the parent finds out that nobody has.
     LetGo,
     SendRefuse(String),
@@ -191,9 +183,7 @@ impl Child {
             State::Probation
                 | State::Deposing
                 | State::Serving
-                | State::Passing
                 | State::Sent
-                | State::Leaving
                 | State::Ended { serving: true }
         )
     }
@@ -210,7 +200,7 @@ impl Child {
             State::Probation => self.probation(event),
             State::Deposing => self.deposing(event),
             State::Serving => self.serving(event),
-            State::Passing | State::Sent | State::Leaving => self.passing(event),
+            State::Sent => self.sent(event),
             State::Returning => self.returning(event),
             State::Stopping => self.stopping(&event),
         }
@@ -386,37 +376,23 @@ impl Child {
             Event::Timer(Timer::Silence) => vec![Action::KillParent],
             // Draining generations are told; they finish or pass on nothing more.
             Event::Stop(reason) => vec![Action::SendStop(reason.clone()), Action::StopSelf(reason)],
-            // `Silence` runs on: acks that are never read must not hold us.
-            Event::PassOn => self.enter(State::Passing, vec![Action::Hold]),
+            Event::PassOn => self.enter(
+                State::Sent,
+                vec![Action::Cancel(Timer::Silence), Action::SendChannel],
+            ),
             _ => vec![],
         }
     }
 
-    /// All that was read is acknowledged; what was not is for whoever reads next. The channel is not closed
-    /// before the acks are written: at its end the parent takes up what has none.
-    fn passing(&mut self, event: Event) -> Vec<Action> {
-        let over = Action::Cancel(Timer::Silence);
-        match (self.state, event) {
-            (State::Passing, Event::Flushed) => {
-                self.enter(State::Sent, vec![over, Action::SendChannel])
-            }
-            (State::Passing, Event::Forsaken) => self.enter(State::Leaving, vec![]),
-            (State::Passing | State::Leaving, Event::Timer(Timer::Silence)) => {
-                vec![Action::KillParent]
-            }
-            (State::Sent, Event::NotPassed) => self.enter(
-                State::Serving,
-                vec![Action::Listen, Action::Start(Timer::Silence)],
-            ),
+    fn sent(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::NotPassed => self.enter(State::Serving, vec![Action::Start(Timer::Silence)]),
             // If it was not taken, the child has perhaps said a word on it, and read one: for us it
             // is of no more use.
-            (State::Sent, Event::Passed | Event::Forsaken) => {
+            Event::Passed | Event::Forsaken => {
                 self.enter(State::Ended { serving: true }, vec![Action::LetGo])
             }
-            (State::Leaving, Event::Flushed) => {
-                self.enter(State::Ended { serving: true }, vec![over, Action::LetGo])
-            }
-            (_, Event::Stop(reason)) => vec![Action::StopSelf(reason)],
+            Event::Stop(reason) => vec![Action::StopSelf(reason)],
             _ => vec![],
         }
     }

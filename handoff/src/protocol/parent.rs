@@ -385,16 +385,17 @@ impl Parent {
 
     fn draining(&mut self, child_lives: bool, event: Event) -> Vec<Action> {
         match event {
-            Event::Drained => {
-                self.state = State::Ended;
-                let mut actions = vec![Action::Cancel(Timer::Heartbeat)];
-                if child_lives {
-                    actions.push(Action::SendBye);
-                }
-                actions.push(Action::Ended);
-                actions
-            }
-            Event::Timer(Timer::Heartbeat) if child_lives => {
+            // Also to a child that is dead, or not believed: somebody may have its end of the channel, and
+            // would take silence for a crash.
+            Event::Drained => self.enter(
+                State::Ended,
+                vec![
+                    Action::Cancel(Timer::Heartbeat),
+                    Action::SendBye,
+                    Action::Ended,
+                ],
+            ),
+            Event::Timer(Timer::Heartbeat) => {
                 vec![Action::SayDraining, Action::Start(Timer::Heartbeat)]
             }
             // The child cannot be killed any more, it is the service: only the channel is given up.
@@ -402,13 +403,9 @@ impl Parent {
             // The operator stopped the service. What is on its way to the child is still the child's
             // to acknowledge; the rest ends here.
             Event::Stopped(reason) => vec![Action::StopSelf(reason)],
-            Event::Vanished if child_lives => self.enter(
-                State::Forsaken,
-                vec![
-                    Action::Cancel(Timer::Heartbeat),
-                    Action::Start(Timer::Successor),
-                ],
-            ),
+            Event::Vanished if child_lives => {
+                self.enter(State::Forsaken, vec![Action::Start(Timer::Successor)])
+            }
             _ => vec![],
         }
     }
@@ -418,16 +415,24 @@ impl Parent {
     fn forsaken(&mut self, event: Event) -> Vec<Action> {
         let over = Action::Cancel(Timer::Successor);
         match event {
-            Event::Successor => self.enter(
-                State::Draining { child_lives: true },
-                vec![over, Action::SayDraining, Action::Start(Timer::Heartbeat)],
-            ),
+            Event::Successor => self.enter(State::Draining { child_lives: true }, vec![over]),
+            Event::Timer(Timer::Heartbeat) => {
+                vec![Action::SayDraining, Action::Start(Timer::Heartbeat)]
+            }
             Event::Timer(Timer::Successor) | Event::Broken(_) => {
                 let mut actions = vec![over];
                 actions.extend(self.drain_alone(false));
                 actions
             }
-            Event::Drained => self.enter(State::Ended, vec![over, Action::SendBye, Action::Ended]),
+            Event::Drained => self.enter(
+                State::Ended,
+                vec![
+                    over,
+                    Action::Cancel(Timer::Heartbeat),
+                    Action::SendBye,
+                    Action::Ended,
+                ],
+            ),
             Event::Stopped(reason) => vec![Action::StopSelf(reason)],
             _ => vec![],
         }
@@ -435,10 +440,7 @@ impl Parent {
 
     fn drain_alone(&mut self, child_is_dead: bool) -> Vec<Action> {
         self.state = State::Draining { child_lives: false };
-        vec![
-            Action::Cancel(Timer::Heartbeat),
-            Action::DrainAlone { child_is_dead },
-        ]
+        vec![Action::DrainAlone { child_is_dead }]
     }
 
     fn revoke(&mut self, reason: String) -> Vec<Action> {

@@ -259,3 +259,28 @@ fn while_it_serves_a_frozen_parent_is_killed_and_a_stop_is_passed_on() {
     let gone = [A::Cancel(Timer::Silence), A::ParentGone { crashed: true }];
     assert_eq!(child.on(E::ParentDied), gone);
 }
+
+#[test]
+fn a_channel_that_is_passed_on_is_let_go_or_listened_to_again() {
+    let sent = || {
+        let (mut child, actions) = Child::inherited();
+        assert_eq!(actions, [A::Start(Timer::Silence)]);
+        assert!(child.has_taken_over());
+        let pass = [A::Cancel(Timer::Silence), A::SendChannel];
+        assert_eq!(child.on(E::PassOn), pass);
+        // It is another process's to read.
+        for event in [E::Heard, E::Bye, E::ParentDied, E::Timer(Timer::Silence)] {
+            assert_eq!(child.on(event), []);
+        }
+        child
+    };
+    for event in [E::Passed, E::Forsaken] {
+        let mut child = sent();
+        assert_eq!(child.on(event), [A::LetGo]);
+        assert_eq!(child.state(), State::Ended { serving: true });
+    }
+    let mut child = sent();
+    assert_eq!(child.on(E::NotPassed), [A::Start(Timer::Silence)]);
+    assert_eq!(child.state(), State::Serving);
+    assert_eq!(sent().on(E::Stop(why())), [A::StopSelf(why())]);
+}

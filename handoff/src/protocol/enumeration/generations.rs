@@ -31,6 +31,8 @@ enum Mutant {
     None,
     /// The middle listens while the channel is on its way.
     ReadsOn,
+    /// Who hears of a connection takes it, and acknowledges it later.
+    TakesBeforeAck,
     /// The middle passes the channel on before its acks are written.
     PassesUnwritten,
     /// The middle passes the channel on before the state that it was told.
@@ -52,7 +54,7 @@ enum Word {
     Conn(u64, usize),
     Bye,
     RestAck(u64),
-    ConnAck(u64),
+    ConnAck(u64, usize),
     Successor,
 }
 
@@ -145,11 +147,14 @@ enum Step {
     EndWrites(Who),
     EndSeesDeath(Who),
     MiddlePassesOn,
-    MiddleFlushed,
+    /// A connection that the middle took goes on to the heir, as any of its own does.
+    MiddleMovesOn(usize),
     MiddleHearsHeir,
     MiddleSeesHeirsDeath,
     MiddleLeaves,
-    HeirHears { takes: bool },
+    HeirHears {
+        takes: bool,
+    },
 }
 
 struct Config {
@@ -327,19 +332,17 @@ impl World {
         } else if has_heir && !self.lives(Heir) {
             steps.push(Step::MiddleSeesHeirsDeath);
         }
+        if has_heir && self.lives(Heir) {
+            let is_here = |(_, owner): &(usize, &Option<Who>)| **owner == Some(Middle);
+            let here = self.owners.iter().enumerate().filter(is_here);
+            steps.extend(here.map(|(place, _)| Step::MiddleMovesOn(place)));
+        }
         match &self.middle {
-            Some(end) if end.listens() && has_heir && !self.refused => {
-                steps.push(Step::MiddlePassesOn);
-            }
             Some(end) => {
                 let is_written =
                     end.unwritten.is_empty() || config.mutant == Mutant::PassesUnwritten;
-                let waits = matches!(
-                    end.machine.state(),
-                    child::State::Passing | child::State::Leaving
-                );
-                if waits && is_written {
-                    steps.push(Step::MiddleFlushed);
+                if end.listens() && is_written && has_heir && !self.refused {
+                    steps.push(Step::MiddlePassesOn);
                 }
             }
             None => steps.push(Step::MiddleLeaves),
@@ -377,15 +380,23 @@ impl World {
                 world.elder_event(parent::Event::Drained);
                 world.die(Elder);
             }
-            Step::EndHears(who) => world.end_hears(who),
+            Step::EndHears(who) => {
+                if config.mutant == Mutant::TakesBeforeAck
+                    && let Some((_, Word::Conn(_, place))) = world.to_end.first().copied()
+                {
+                    world.owners[place] = Some(who);
+                }
+                world.end_hears(who);
+            }
             Step::EndWrites(who) => world.end_writes(who),
             Step::EndSeesDeath(who) => world.end_event(who, child::Event::ParentDied),
-            Step::MiddlePassesOn => world.end_event(Middle, child::Event::PassOn),
-            Step::MiddleFlushed => world.middle_sends(config),
+            Step::MiddlePassesOn => world.middle_sends(config),
+            Step::MiddleMovesOn(place) => world.owners[place] = Some(Heir),
             Step::MiddleHearsHeir => world.middle_hears(),
             Step::MiddleSeesHeirsDeath => {
                 world.middle_down.on(parent::Event::Died(String::new()));
-                if config.mutant != Mutant::Keeps {
+                let sent = |end: &End| !end.listens();
+                if config.mutant != Mutant::Keeps && world.middle.as_ref().is_some_and(sent) {
                     world.end_event(Middle, child::Event::Forsaken);
                 }
             }
@@ -470,7 +481,7 @@ impl World {
             return;
         }
         match word {
-            Word::RestAck(number) | Word::ConnAck(number) => match self.ledger.acked(number) {
+            Word::RestAck(number) | Word::ConnAck(number, _) => match self.ledger.acked(number) {
                 Ok(Item::Conn(place)) => self.conns[place] = Fate::Moved,
                 Ok(Item::Rest) => {}
                 // Of what was given up when the deadline passed.
@@ -522,8 +533,7 @@ impl World {
                 self.heir_knows |= who == Heir;
             }
             Word::Conn(item, place) => {
-                end.say(Word::ConnAck(item));
-                self.owners[place] = Some(who);
+                end.say(Word::ConnAck(item, place));
                 if who == Heir && !self.heir_knows {
                     self.wrong = Some("a connection before the state that its requests changed");
                 }
@@ -541,6 +551,10 @@ impl World {
         let waiting = u64::try_from(end.unwritten.len()).expect("few");
         let number = end.position.sent - waiting + 1;
         let word = end.unwritten.remove(0);
+        // Nothing is done with a connection before its ack is written.
+        if let Word::ConnAck(_, place) = word {
+            self.owners[place] = Some(who);
+        }
         if self.lives(Elder) {
             self.to_elder.push((number, word));
         }
@@ -549,7 +563,7 @@ impl World {
     // The middle, and its heir.
 
     fn middle_sends(&mut self, config: &Config) {
-        self.end_event(Middle, child::Event::Flushed);
+        self.end_event(Middle, child::Event::PassOn);
         let sent = |end: &&End| end.machine.state() == child::State::Sent;
         let Some(end) = self.middle.as_ref().filter(sent) else {
             return;
@@ -704,7 +718,7 @@ fn story(words: &str, mut at: u64, from: &HashMap<u64, (u64, Step)>, world: &Wor
 
 #[test]
 fn a_channel_is_passed_on_whoever_dies() {
-    for (kills, refuses, least) in [(0, false, 600), (1, true, 6_000), (2, true, 10_000)] {
+    for (kills, refuses, least) in [(0, false, 800), (1, true, 6_000), (2, true, 10_000)] {
         let config = Config {
             mutant: Mutant::None,
             kills,
@@ -720,6 +734,7 @@ fn a_channel_is_passed_on_whoever_dies() {
 fn every_guard_of_the_passing_is_needed() {
     for (mutant, words) in [
         (Mutant::ReadsOn, "not due"),
+        (Mutant::TakesBeforeAck, "two serve"),
         (Mutant::PassesUnwritten, "not due"),
         (Mutant::PassesBeforeRest, "before the state"),
         (Mutant::TakesBackAtOnce, "two serve"),

@@ -867,11 +867,7 @@ impl World {
             }
             child::State::Probation => promote || !queued(Message::Revoke),
             child::State::Returning => promote,
-            child::State::Deposing
-            | child::State::Serving
-            | child::State::Passing
-            | child::State::Sent
-            | child::State::Leaving => true,
+            child::State::Deposing | child::State::Serving | child::State::Sent => true,
             child::State::Stopping => false,
             child::State::Ended { serving } => serving,
         }
@@ -1313,7 +1309,7 @@ impl World {
             Action::SendAccepting => self.say(me, Message::Accepting),
             Action::AnswerHealth => self.say(me, Message::Answer),
             Action::Final => self.is_final = true,
-            Action::Hold | Action::SendChannel | Action::Listen | Action::LetGo => {
+            Action::SendChannel | Action::LetGo => {
                 self.wrong = Some((Invariant::Works, "no third generation is in this world"));
             }
             Action::Return => {

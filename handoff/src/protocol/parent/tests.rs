@@ -310,16 +310,46 @@ fn draining() -> Parent {
 fn a_drain_goes_on_without_the_child() {
     for (event, child_is_dead) in [(E::Died(why()), true), (E::Broken(why()), false)] {
         let mut parent = draining();
-        let alone = [A::Cancel(Timer::Heartbeat), A::DrainAlone { child_is_dead }];
-        assert_eq!(parent.on(event), alone);
-        for late in [E::Died(why()), E::Broken(why()), E::Timer(Timer::Heartbeat)] {
+        assert_eq!(parent.on(event), [A::DrainAlone { child_is_dead }]);
+        for late in [E::Died(why()), E::Broken(why()), E::Successor, E::Vanished] {
             assert_eq!(parent.on(late), []);
         }
-        assert_eq!(
-            parent.on(E::Drained),
-            [A::Cancel(Timer::Heartbeat), A::Ended]
-        );
+        // Somebody may have the other end, and takes silence for a crash.
+        let beat = [A::SayDraining, A::Start(Timer::Heartbeat)];
+        assert_eq!(parent.on(E::Timer(Timer::Heartbeat)), beat);
+        let bye = [A::Cancel(Timer::Heartbeat), A::SendBye, A::Ended];
+        assert_eq!(parent.on(E::Drained), bye);
     }
+}
+
+#[test]
+fn a_child_that_dies_may_have_passed_the_channel_on() {
+    let forsaken = || {
+        let mut parent = draining();
+        assert_eq!(parent.on(E::Vanished), [A::Start(Timer::Successor)]);
+        assert!(parent.is_confirmed());
+        let beat = [A::SayDraining, A::Start(Timer::Heartbeat)];
+        assert_eq!(parent.on(E::Timer(Timer::Heartbeat)), beat);
+        parent
+    };
+    let over = A::Cancel(Timer::Successor);
+    let mut parent = forsaken();
+    assert_eq!(parent.on(E::Successor), std::slice::from_ref(&over));
+    assert_eq!(parent.state(), &State::Draining { child_lives: true });
+    for (event, child_is_dead) in [
+        (E::Timer(Timer::Successor), false),
+        (E::Broken(why()), false),
+        (E::Died(why()), true),
+    ] {
+        let mut parent = forsaken();
+        let alone = [over.clone(), A::DrainAlone { child_is_dead }];
+        assert_eq!(parent.on(event), alone);
+        assert_eq!(parent.state(), &State::Draining { child_lives: false });
+    }
+    for event in [E::Stop(why()), E::Stopped(why())] {
+        assert_eq!(forsaken().on(event), [A::StopSelf(why())]);
+    }
+    assert!(forsaken().on(E::Drained).contains(&A::SendBye));
 }
 
 #[test]
