@@ -13,7 +13,7 @@ use std::{
 use support::{
     Hello, LONG,
     client::{Answer, Client, request},
-    copy_program, eventually,
+    copy_program, eventually, field,
     load::Load,
     raise_descriptors,
 };
@@ -388,6 +388,17 @@ fn what_exceeds_the_child_s_descriptors_is_finished_by_the_parent() {
     drop(clients);
     hello.settles();
     assert_eq!(hello.requests(), asked);
+    // Both say so, with numbers.
+    let log = hello.log();
+    let mut refused = 0;
+    for line in log.lines().filter(|l| l.contains("stay with the parent")) {
+        assert!(line.contains("raise RLIMIT_NOFILE, which is 64"), "{line}");
+        refused += field(line, "refused");
+    }
+    let finished = log.lines().find(|line| line.contains("finished"));
+    let finished = finished.expect("the parent's last line");
+    assert_eq!((refused, field(finished, "moved")), (stayed, moved));
+    assert_eq!(field(finished, "drained"), stayed, "{finished}");
 }
 
 #[test]

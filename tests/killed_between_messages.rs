@@ -11,117 +11,23 @@
 
 mod support;
 
-use std::{
-    process::{Child, Output, Stdio},
-    sync::Mutex,
-};
+use std::process::Child;
 
 use nix::sys::signal::Signal;
 use support::{
     Hello, Start,
     at_rest::{freezes, is_frozen},
+    cells::{all_children_are_well, child_does, child_of, each, end_of, parent_does, reloading},
     client::Client,
     crowd::Crowd,
     eventually,
     load::Load,
-    text, write_program,
+    text,
 };
-
-const REAL: &str = env!("CARGO_BIN_EXE_hello");
-
-/// How many cells of a table run at a time: most of them wait for a deadline.
-const AT_A_TIME: usize = 5;
 
 /// Of each client of a service that ends without a word: the request under way, and one that found its way
 /// into a queue that nobody accepts from any more.
 const LOST_AT_THE_END: u64 = 2 * Crowd::CLIENTS;
-
-/// Runs `check` on every cell, each in a thread that bears its name, and names those that fail.
-fn each<'a, T: Sync>(
-    table: &'a [T],
-    name: impl Fn(&T) -> String + Sync,
-    check: impl Fn(&'a T) + Sync,
-) {
-    let cells = Mutex::new(table.iter());
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..AT_A_TIME {
-            scope.spawn(|| {
-                loop {
-                    let Some(cell) = cells.lock().expect("cells").next() else {
-                        return;
-                    };
-                    let name = name(cell);
-                    let ended = std::thread::scope(|scope| {
-                        std::thread::Builder::new()
-                            .name(name.clone())
-                            .spawn_scoped(scope, || check(cell))
-                            .expect("a thread")
-                            .join()
-                    });
-                    if ended.is_err() {
-                        failed.lock().expect("failed").push(name);
-                    }
-                }
-            });
-        }
-    });
-    let failed = failed.into_inner().expect("failed");
-    assert!(failed.is_empty(), "failed: {failed:#?}");
-}
-
-/// The next child does `what` at `point`.
-fn child_does(hello: &Hello, point: &str, what: &str) {
-    // Its own children are started from where it was started.
-    let next = hello.dir().join("next");
-    std::os::unix::fs::symlink(REAL, &next).expect("symlink");
-    hello.replace_binary_by_script(&format!(
-        "HANDOFF_FAILPOINTS=child/{point}={what} exec {} \"$@\"",
-        next.display()
-    ));
-}
-
-/// The running process does `what` at `point` when it reloads.
-fn parent_does(point: &str, what: &str) -> Hello {
-    let hello = Hello::with()
-        .env("HANDOFF_FAILPOINTS", &format!("parent/{point}={what}"))
-        .start();
-    all_children_are_well(&hello);
-    hello
-}
-
-fn all_children_are_well(hello: &Hello) {
-    let script = format!("#!/bin/sh\nunset HANDOFF_FAILPOINTS\nexec {REAL} \"$@\"\n");
-    for program in ["hello", "next"] {
-        let new = hello.dir().join("new");
-        write_program(&new, script.as_bytes());
-        std::fs::rename(new, hello.dir().join(program)).expect("rename");
-    }
-}
-
-/// `hello reload`, under way.
-fn reloading(hello: &Hello) -> Child {
-    let mut verb = hello.verb(&["reload"]);
-    verb.stdout(Stdio::piped()).stderr(Stdio::piped());
-    verb.spawn().expect("run hello")
-}
-
-fn end_of(reloading: Child) -> Output {
-    reloading.wait_with_output().expect("wait")
-}
-
-/// The process that has been started to replace `parent`.
-fn child_of(hello: &Hello, parent: u32, reloading: &Child) -> u32 {
-    let mut child = None;
-    eventually("there is a child", || {
-        let pids = hello.processes();
-        child = pids
-            .into_iter()
-            .find(|pid| ![parent, reloading.id()].contains(pid));
-        child.is_some()
-    });
-    child.expect("found")
-}
 
 /// A request that a test can keep under way: what it changes is said after the commit, and its connection moves
 /// last.
@@ -337,7 +243,7 @@ fn a_parent_that_is_killed_before_its_offer_is_complete() {
         BEFORE_THE_OFFER,
         |point| format!("parent killed, {point}"),
         |point| {
-            let hello = parent_does(point, "kill");
+            let hello = parent_does(Hello::with(), point, "kill");
             let crowd = Crowd::start(hello.address());
             let output = end_of(reloading(&hello));
             assert_eq!(output.status.code(), Some(4), "{}", text(&output));
@@ -365,7 +271,7 @@ fn a_parent_that_is_killed_after_its_offer() {
         AFTER_THE_OFFER,
         |(point, _)| format!("parent killed, {point}"),
         |(point, has_state)| {
-            let hello = parent_does(point, "kill");
+            let hello = parent_does(Hello::with(), point, "kill");
             let before = hello.at_rest();
             let parent = before.pid;
             let load = Load::calm(hello.address());
@@ -417,7 +323,7 @@ fn a_parent_that_is_frozen_and_thaws() {
         AFTER_THE_OFFER,
         |(point, _)| format!("parent frozen, {point}"),
         |(point, _)| {
-            let hello = parent_does(point, "stop");
+            let hello = parent_does(Hello::with(), point, "stop");
             let before = hello.at_rest();
             frozen_and_thawed(&hello, &before, |_| before.pid, point);
         },
@@ -533,7 +439,7 @@ fn a_parent_that_is_frozen_for_too_long_after_the_commit() {
         &points,
         |point| format!("parent frozen, {point}"),
         |point| {
-            let hello = parent_does(point, "stop");
+            let hello = parent_does(Hello::with(), point, "stop");
             let before = hello.at_rest();
             let crowd = Crowd::start(hello.address());
             let reloading = reloading(&hello);

@@ -8,7 +8,9 @@
 //! CLOEXEC, and closes itself when its message is dropped. Descriptors that the kernel could
 //! not install (this process is at its limit) are counted in [`Received::missing`], never
 //! guessed at. `ECONNRESET` is not the end: the kernel reports it once when
-//! the peer left something unread, and what the peer had sent is still queued behind it.
+//! the peer left something unread, and what the peer had sent is still queued behind it. Where the kernel
+//! takes no further descriptor of this user (`ETOOMANYREFS`: as many as RLIMIT_NOFILE are on their way, perhaps
+//! in other processes; root is exempt), the message waits, and is tried again.
 
 use std::{
     collections::VecDeque,
@@ -16,6 +18,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::io::Errno;
@@ -23,7 +26,10 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
-use tokio::io::{Interest, unix::AsyncFd};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    time::sleep,
+};
 
 use crate::registered::register;
 use crate::wire::{self, MAX_FDS, MAX_MESSAGE, Message, VERSIONS, WireError};
@@ -72,6 +78,9 @@ pub(crate) struct Position {
     pub(crate) received: u64,
 }
 
+/// How soon a message is tried again for whose descriptors the kernel had no room: nothing tells when it has.
+const TRY_AGAIN: Duration = Duration::from_millis(20);
+
 struct Outgoing {
     record: Vec<u8>,
     fds: Vec<Arc<OwnedFd>>,
@@ -85,6 +94,8 @@ pub(crate) struct Channel {
     sent: u64,
     received: u64,
     outgoing: VecDeque<Outgoing>,
+    /// Too many descriptors are on their way.
+    is_crowded: bool,
     buffer: Vec<u8>,
 }
 
@@ -114,6 +125,7 @@ impl Channel {
             sent: 0,
             received: 0,
             outgoing: VecDeque::new(),
+            is_crowded: false,
             buffer: vec![0; MAX_MESSAGE + 1],
         })
     }
@@ -186,12 +198,20 @@ impl Channel {
     /// meanwhile. Cancel safe.
     pub(crate) async fn turn(&mut self) -> Result<(), ChannelError> {
         loop {
-            let interest = if self.is_pending() {
+            let interest = if self.is_pending() && !self.is_crowded {
                 Interest::READABLE | Interest::WRITABLE
             } else {
                 Interest::READABLE
             };
-            let mut guard = self.fd.ready(interest).await?;
+            let ready = tokio::select! {
+                ready = self.fd.ready(interest) => Some(ready),
+                () = sleep(TRY_AGAIN), if self.is_crowded => None,
+            };
+            let Some(guard) = ready else {
+                self.write_queued()?;
+                continue;
+            };
+            let mut guard = guard?;
             let ready = guard.ready();
             if ready.is_readable() {
                 // The readiness that tokio remembers may be of a message that has been read since.
@@ -209,11 +229,12 @@ impl Channel {
     }
 
     /// Writes what is queued, for at most `patience`, before the process ends.
-    pub(crate) async fn flush(&mut self, patience: std::time::Duration) {
+    pub(crate) async fn flush(&mut self, patience: Duration) {
         let _ = tokio::time::timeout(patience, self.written()).await;
     }
 
-    /// Returns when all that is queued is written, or cannot be. Cancel safe.
+    /// Returns when all that is queued is written, or cannot be. What waits for others' acks is not waited for.
+    /// Cancel safe.
     pub(crate) async fn written(&mut self) {
         while self.is_pending() {
             let Ok(mut guard) = self.fd.writable().await else {
@@ -229,13 +250,14 @@ impl Channel {
 
     /// Writes as much of what is queued as the kernel takes.
     pub(crate) fn write_queued(&mut self) -> Result<(), ChannelError> {
+        self.is_crowded = false;
         while let Some(next) = self.outgoing.front() {
             match send(self.fd.get_ref().as_fd(), next) {
                 Ok(()) => drop(self.outgoing.pop_front()),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // ETOOMANYREFS: this user has more descriptors in flight than RLIMIT_NOFILE. Acks make
-                // room: the driver calls again after each message.
+                // Acks make room, ours or another process's: the driver calls again after each message.
                 Err(e) if e.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
+                    self.is_crowded = true;
                     return Ok(());
                 }
                 // The peer is gone. That is said by its pidfd and by the end of the channel, after

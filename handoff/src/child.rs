@@ -562,6 +562,7 @@ impl ChildDriver {
         if !refused.is_empty() {
             tracing::warn!(
                 refused = refused.len(),
+                adopted = adopted.len(),
                 reason = refused[0].1,
                 "connections stay with the parent"
             );

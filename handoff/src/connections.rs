@@ -292,7 +292,7 @@ pub(crate) fn unpack(
 fn refuse_all(entries: &[ConnectionEntry]) -> Unpacked {
     let refused = (0..)
         .zip(entries)
-        .map(|(place, _)| (place, NO_DESCRIPTOR.to_owned()))
+        .map(|(place, _)| (place, no_descriptor()))
         .collect();
     Unpacked {
         adopted: Vec::new(),
@@ -300,7 +300,13 @@ fn refuse_all(entries: &[ConnectionEntry]) -> Unpacked {
     }
 }
 
-const NO_DESCRIPTOR: &str = "the new process is at its limit of descriptors (RLIMIT_NOFILE)";
+fn no_descriptor() -> String {
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    format!(
+        "the new process is at its limit of descriptors: raise RLIMIT_NOFILE, which is {}",
+        most.map_or("infinite".to_owned(), |most| most.to_string())
+    )
+}
 
 fn split(entry: &ConnectionEntry, rest: &mut &[u8]) -> Option<(Vec<Vec<u8>>, Vec<u8>)> {
     let mut take = |length: u32| {
@@ -323,7 +329,7 @@ fn adopt(
     data: Vec<u8>,
     kinds: &HashSet<String>,
 ) -> Result<Connection, String> {
-    let fd = fd.ok_or(NO_DESCRIPTOR)?;
+    let fd = fd.ok_or_else(no_descriptor)?;
     if !kinds.contains(&entry.kind) {
         return Err(format!(
             "the new build does not adopt connections of kind `{}`",

@@ -2,8 +2,9 @@
 //! before it acts on every message that it hears.
 //!
 //! Compiled in with the feature `failpoints` only. `HANDOFF_FAILPOINTS` then names places and what happens there,
-//! separated by commas: `child/before-say/Ready=kill,parent/heard/Accepting=stop`. What can happen: `kill`
-//! (SIGKILL), `stop` (SIGSTOP), `exit` (status 70), `panic`.
+//! separated by commas: `child/before-say/Ready=kill,parent/heard/Accepting=stop`. A number means only that time
+//! that the process comes by: `child/before-say/ConnAck#3=kill`. What can happen: `kill` (SIGKILL), `stop`
+//! (SIGSTOP), `exit` (status 70), `panic`.
 
 /// Which end of the channel this process is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,13 +26,36 @@ pub(crate) fn hit(side: Side, moment: &str, message: &crate::wire::Message) {
         Side::Child => "child",
     };
     let here = format!("{side}/{moment}/{message}");
+    let time = count(&here);
     for point in points.split(',') {
-        if let Some((place, what)) = point.split_once('=')
-            && place == here
-        {
+        let Some((place, what)) = point.split_once('=') else {
+            continue;
+        };
+        let is_here = match place.split_once('#') {
+            Some((place, number)) => place == here && number == time.to_string(),
+            None => place == here,
+        };
+        if is_here {
             act(what, &here);
         }
     }
+}
+
+/// How many times this process has come by here.
+#[cfg(feature = "failpoints")]
+fn count(place: &str) -> u64 {
+    use std::{
+        collections::HashMap,
+        sync::{Mutex, PoisonError},
+    };
+    static TIMES: Mutex<Option<HashMap<String, u64>>> = Mutex::new(None);
+    let mut times = TIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let time = times
+        .get_or_insert_default()
+        .entry(place.to_owned())
+        .or_default();
+    *time += 1;
+    *time
 }
 
 #[cfg(feature = "failpoints")]

@@ -14,6 +14,7 @@ use std::{
     fs,
     io::Write,
     net::SocketAddr,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
@@ -22,6 +23,7 @@ use std::{
 use tempfile::TempDir;
 
 pub mod at_rest;
+pub mod cells;
 pub mod client;
 pub mod crowd;
 mod diag;
@@ -44,7 +46,8 @@ pub struct Hello {
 pub struct Start {
     args: Vec<String>,
     env: Vec<(String, String)>,
-    descriptors: Option<u32>,
+    ulimit: Option<String>,
+    user: Option<u32>,
 }
 
 impl Start {
@@ -60,7 +63,19 @@ impl Start {
 
     /// It, and whatever it starts, may have so many descriptors.
     pub fn descriptors(mut self, most: u32) -> Self {
-        self.descriptors = Some(most);
+        self.ulimit = Some(format!("-n {most}"));
+        self
+    }
+
+    /// It begins with so many, and may have more if it asks for them.
+    pub fn soft_descriptors(mut self, few: u32) -> Self {
+        self.ulimit = Some(format!("-S -n {few}"));
+        self
+    }
+
+    /// As another user, if this one may: root is exempt from many limits.
+    pub fn user(mut self, uid: u32) -> Self {
+        self.user = Some(uid).filter(|_| nix::unistd::geteuid().is_root());
         self
     }
 
@@ -73,15 +88,19 @@ impl Start {
         let binary = dir.path().join("hello");
         copy_program(Path::new(env!("CARGO_BIN_EXE_hello")), &binary);
         let log = fs::File::create(dir.path().join("log")).expect("log");
-        let mut command = match self.descriptors {
+        let mut command = match self.ulimit {
             None => Command::new(&binary),
-            Some(most) => {
+            Some(limit) => {
                 let mut shell = Command::new("/bin/sh");
-                let script = format!("ulimit -n {most}; exec \"$0\" \"$@\"");
+                let script = format!("ulimit {limit}; exec \"$0\" \"$@\"");
                 shell.arg("-c").arg(script).arg(&binary);
                 shell
             }
         };
+        if let Some(user) = self.user {
+            std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("chown");
+            command.uid(user).gid(user);
+        }
         let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--pidfile"])
             .arg(dir.path().join("hello.pid"))
@@ -114,7 +133,8 @@ impl Hello {
         Start {
             args: Vec::new(),
             env: Vec::new(),
-            descriptors: None,
+            ulimit: None,
+            user: None,
         }
     }
 
@@ -361,6 +381,15 @@ pub fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).expect("getrlimit");
     setrlimit(Resource::RLIMIT_NOFILE, most, most).expect("setrlimit");
+}
+
+/// A number in a line of the log.
+pub fn field(line: &str, name: &str) -> u64 {
+    let (_, value) = line.split_once(&format!("{name}=")).expect(name);
+    let end = value
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(value.len());
+    value[..end].parse().expect("a number")
 }
 
 /// All that a command said.
