@@ -7,7 +7,11 @@
 
 mod support;
 
-use std::{net::TcpListener, process::Stdio};
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    process::Stdio,
+};
 
 use nix::sys::signal::Signal;
 use support::{
@@ -210,6 +214,47 @@ fn a_stop_between_commit_and_accepting_ends_both() {
         assert_gone(&hello);
         crowd.finish();
     }
+}
+
+/// The request lies with a child that hangs, and so does SIGTERM: it dies of its parent, which knows of nothing.
+#[test]
+fn a_stop_that_a_child_has_heard_and_never_said_ends_its_parent_too() {
+    let hello = Hello::with()
+        .env(
+            "HANDOFF_FAILPOINTS",
+            "child/before-say/Accepting=hang,parent/after-say/Commit=stop",
+        )
+        .start();
+    let parent = hello.pid();
+    let reload = hello
+        .verb(&["reload"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("reload");
+    let child = the_other(&hello, &[parent, reload.id()]);
+    freezes(parent);
+    eventually("the child has the names", || hello.pid() == child);
+    let mut stop = hello
+        .verb(&["stop"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("stop");
+    let mut said = BufReader::new(stop.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a line");
+    assert!(
+        line.contains(&format!("sending SIGTERM to process {child}")),
+        "{line}"
+    );
+    hello.signal(parent, Signal::SIGCONT);
+    let output = stop.wait_with_output().expect("stop");
+    assert!(output.status.success(), "{}", text(&output));
+    let stopped = format!("generation 1, pid {parent}: stopped");
+    assert!(text(&output).contains(&stopped), "{}", text(&output));
+    drop(reload.wait_with_output());
+    assert_gone(&hello);
 }
 
 fn the_other(hello: &Hello, known: &[u32]) -> u32 {

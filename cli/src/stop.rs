@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
-use handoff::control::message::Generation;
+use handoff::control::message::{Generation, Status};
 use handoff::control::{self, ClientError};
 use handoff::pidfile::{self, FindError, Running};
 use handoff::process::Signal;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Stop) -> Result<Exit, Failure> {
     loop {
         let told = tell(&runtime, args, &running)?;
         await_end(&told, began, args.timeout)?;
-        match successor(&runtime, args, &told, began + args.timeout)? {
+        match successor(&runtime, args, &told, began)? {
             Some(next) => running = next,
             None => {
                 let took = micros(began.elapsed().as_micros() as u64);
@@ -49,29 +49,26 @@ pub(crate) fn run(args: &Stop) -> Result<Exit, Failure> {
     }
 }
 
-/// Whom a reload has put in the place of the one that has ended: it committed between our question
-/// and the answer. What a supervisor starts anew, as generation 1, is not ours to end.
+/// Who serves in the place of the one that has ended: it committed between our question and the answer, or
+/// it was there all the time, because the one that has ended was its child and had not accepted yet.
 fn successor(
     runtime: &Runtime,
     args: &Stop,
     last: &Told,
-    deadline: Instant,
+    began: Instant,
 ) -> Result<Option<Running>, Failure> {
     let paths = args.which.paths()?;
     loop {
         match pidfile::find(&paths) {
             Ok(running) => {
                 let status = control::status(&paths.socket, STOP_PATIENCE);
-                let now = runtime.block_on(status).map(|status| status.process);
-                let follows = match (last.generation, now) {
-                    (Some(last), Ok(now)) => now.generation > last.generation,
-                    _ => false,
-                };
+                let now = runtime.block_on(status);
+                let follows = now.is_ok_and(|now| is_of_the_same(&now, last, began.elapsed()));
                 return Ok(follows.then_some(running));
             }
             // Somebody else holds the lock still: a child that had not committed, or one that had.
             Err(error @ (FindError::Transient(_) | FindError::Elsewhere { .. })) => {
-                if Instant::now() >= deadline {
+                if began.elapsed() >= args.timeout {
                     return Err(Exit::TimedOut.because(error));
                 }
                 std::thread::sleep(LOCK_PAUSE);
@@ -79,6 +76,14 @@ fn successor(
             Err(_) => return Ok(None),
         }
     }
+}
+
+/// Whether a process is of the service that was told to stop. What a supervisor starts anew meanwhile, as
+/// generation 1, is not ours to end.
+fn is_of_the_same(now: &Status, last: &Told, asked_for: Duration) -> bool {
+    let served_before = Duration::from_millis(now.serving_for_ms) > asked_for;
+    let last = last.generation.map_or(1, |last| last.generation);
+    served_before || now.process.generation > last
 }
 
 /// A process that knows that it has to end.

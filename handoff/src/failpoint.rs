@@ -4,7 +4,7 @@
 //! Compiled in with the feature `failpoints` only. `HANDOFF_FAILPOINTS` then names places and what happens there,
 //! separated by commas: `child/before-say/Ready=kill,parent/heard/Accepting=stop`. A number means only that time
 //! that the process comes by: `child/before-say/ConnAck#3=kill`. What can happen: `kill` (SIGKILL), `stop`
-//! (SIGSTOP), `exit` (status 70), `panic`.
+//! (SIGSTOP), `hang` (this thread alone, for ever), `exit` (status 70), `panic`.
 
 /// Which end of the channel this process is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +65,9 @@ fn act(what: &str, place: &str) {
         // To this thread: sent to the process, another thread could take it, and this one go on meanwhile.
         "kill" => drop(raise(Signal::SIGKILL)),
         "stop" => drop(raise(Signal::SIGSTOP)),
+        "hang" => loop {
+            std::thread::park();
+        },
         "exit" => std::process::exit(70),
         "panic" => panic!("failpoint {place}"),
         other => panic!("failpoint {place}: unknown action `{other}`"),
