@@ -1,14 +1,15 @@
 //! The demo application: the seed's `/hello`, and whatever else makes a reload visible.
 //!
 //! It is an ordinary service: nothing in it knows of reloads, but for the counter, which is state
-//! that the next generation goes on with, and the two headers that say who answered.
+//! that the next generation goes on with, the two headers that say who answered, `/ws`, whose sessions move, and `/events`,
+//! which ends when the process drains.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use handoff::state::Counter;
-use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -16,9 +17,13 @@ use serde_json::json;
 
 mod body;
 mod query;
+mod websocket;
 
 pub(crate) use body::DemoBody;
+pub(crate) use websocket::Numbered;
 
+use hello_server::upgrade::Upgrade;
+use hello_server::{ConnectionInfo, websocket as ws};
 use query::Query;
 
 /// Compiled in by `build.rs`, so that two builds differ.
@@ -29,6 +34,9 @@ const HELLO: &str = concat!("hello world ", env!("HELLO_GREETING"), "\n");
 
 /// The longest a handler waits, so that a drain's end is in sight.
 const MAX_PAUSE_MS: u64 = 60_000;
+
+/// The shortest time between two events, so that one client is not a load by itself.
+const MIN_TICK_MS: u64 = 1;
 
 /// The longest stream.
 const MAX_CHUNKS: u64 = 1_000_000;
@@ -43,15 +51,19 @@ struct Shared {
     generation: u64,
     pid: u32,
     hits: Arc<Counter>,
+    /// Without it `/ws` is answered, and nothing follows.
+    sessions: Option<Upgrade>,
 }
 
 impl Demo {
-    pub(crate) fn new(generation: u64, hits: Arc<Counter>) -> Self {
+    /// `sessions` begins those of `/ws`: it is [`Numbered`]'s.
+    pub(crate) fn new(generation: u64, hits: Arc<Counter>, sessions: Option<Upgrade>) -> Self {
         Self {
             shared: Arc::new(Shared {
                 generation,
                 pid: std::process::id(),
                 hits,
+                sessions,
             }),
         }
     }
@@ -70,7 +82,7 @@ impl Demo {
         response
     }
 
-    async fn route<B>(&self, request: Request<B>) -> Result<Response<DemoBody>, Problem>
+    async fn route<B>(&self, mut request: Request<B>) -> Result<Response<DemoBody>, Problem>
     where
         B: Body<Data = Bytes> + Send + 'static,
         B::Error: std::fmt::Display,
@@ -99,10 +111,50 @@ impl Demo {
                 })));
             }
             Route::Upload => upload(request.into_body()).await?,
+            // Its messages are counted, not the handshake.
+            Route::WebSocket => return self.websocket(&mut request),
+            // Never complete.
+            Route::Events => return self.events(&request, &query),
             Route::Healthz => return Ok(text("ok\n")),
             Route::Status => return Ok(self.status()),
         };
         self.shared.hits.add(1);
+        Ok(response)
+    }
+
+    fn websocket<B>(&self, request: &mut Request<B>) -> Result<Response<DemoBody>, Problem> {
+        let answer = match &self.shared.sessions {
+            Some(sessions) => ws::accept(sessions, request),
+            None => ws::answer(request),
+        };
+        answer.map_err(Problem::WebSocket)
+    }
+
+    /// Goes on after the event that the client has seen last, in whichever generation that was.
+    fn events<B>(
+        &self,
+        request: &Request<B>,
+        query: &Query,
+    ) -> Result<Response<DemoBody>, Problem> {
+        let tick = query.number("ms", 1_000, MAX_PAUSE_MS)?.max(MIN_TICK_MS);
+        let last = request.headers().get("last-event-id");
+        let last = last.and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
+        let info = request.extensions().get::<ConnectionInfo>().cloned();
+        let draining = async move {
+            match info {
+                Some(info) => info.draining().await,
+                None => std::future::pending().await,
+            }
+        };
+        let body = DemoBody::events(
+            last.unwrap_or(0).saturating_add(1),
+            self.shared.generation,
+            Duration::from_millis(tick),
+            draining,
+        );
+        let mut response = typed("text/event-stream", body);
+        let no_store = HeaderValue::from_static("no-store");
+        response.headers_mut().insert(CACHE_CONTROL, no_store);
         Ok(response)
     }
 
@@ -111,6 +163,7 @@ impl Demo {
             generation,
             pid,
             hits,
+            ..
         } = &*self.shared;
         json(&json!({
             "generation": generation,
@@ -128,6 +181,8 @@ enum Route {
     Slow,
     Stream,
     Upload,
+    WebSocket,
+    Events,
     Healthz,
     Status,
 }
@@ -139,6 +194,8 @@ impl Route {
             "/slow" => Self::Slow,
             "/stream" => Self::Stream,
             "/upload" => Self::Upload,
+            "/ws" => Self::WebSocket,
+            "/events" => Self::Events,
             "/healthz" => Self::Healthz,
             "/status" => Self::Status,
             _ => return None,
@@ -148,6 +205,7 @@ impl Route {
     fn methods(self) -> &'static [Method] {
         match self {
             Self::Upload => &[Method::POST],
+            Self::WebSocket => &[Method::GET],
             _ => &[Method::GET, Method::HEAD],
         }
     }
@@ -155,6 +213,7 @@ impl Route {
     fn allow(self) -> HeaderValue {
         HeaderValue::from_static(match self {
             Self::Upload => "POST",
+            Self::WebSocket => "GET",
             _ => "GET, HEAD",
         })
     }
@@ -166,6 +225,7 @@ enum Problem {
     NotFound,
     Method(Route),
     Request(String),
+    WebSocket(ws::NotWebSocket),
 }
 
 impl Problem {
@@ -173,7 +233,7 @@ impl Problem {
         match self {
             Self::NotFound => with_status(
                 StatusCode::NOT_FOUND,
-                "not found; try /hello, /slow?ms=500, /stream?chunks=5&ms=200, /upload (POST), /healthz or /status\n",
+                "not found; try /hello, /slow?ms=500, /stream?chunks=5&ms=200, /upload (POST), /ws (WebSocket), /events?ms=1000, /healthz or /status\n",
             ),
             Self::Method(route) => {
                 let mut response = with_status(
@@ -183,6 +243,7 @@ impl Problem {
                 response.headers_mut().insert(ALLOW, route.allow());
                 response
             }
+            Self::WebSocket(problem) => problem.response(),
             Self::Request(problem) => with_status(StatusCode::BAD_REQUEST, problem + "\n"),
         }
     }

@@ -10,7 +10,7 @@ use hello_server::{Limits, RequestBody, Server};
 use http::Request;
 
 use crate::args::Serve;
-use crate::demo::{Demo, GREETING};
+use crate::demo::{Demo, GREETING, Numbered};
 use crate::exit::{Exit, Failure};
 use crate::{listen, log};
 
@@ -45,7 +45,12 @@ async fn serve(
     limits.idle_timeout = args.idle_timeout;
     let mut server = Server::build(|ctx| async move {
         let hits = ctx.state(Counter::new("requests")).await?;
-        let demo = Demo::new(ctx.generation(), hits);
+        let generation = ctx.generation();
+        let sessions = ctx.upgrade(Numbered {
+            generation,
+            hits: hits.clone(),
+        })?;
+        let demo = Demo::new(generation, hits, Some(sessions));
         Ok(hyper::service::service_fn(
             move |request: Request<RequestBody>| {
                 let answer = demo.clone().answer(request);

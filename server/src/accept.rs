@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use handoff::{Accepted, Acceptor, Adopted, ConnectionGuard};
+use handoff::{Accepted, Acceptor, Adopted};
 use tokio::sync::mpsc;
 
 use crate::{
     connection::Carried,
     drain::{self, Live},
     io::Stream,
-    service::{ConnectionInfo, Serve},
+    service::Serve,
 };
 
 /// Accepts until this process is to accept no more.
@@ -29,11 +29,10 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
             // The client has gone already; reading will tell.
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let info = ConnectionInfo {
-            peer,
-            listener: listener.clone(),
-        };
-        spawn(&server, stream.into(), Carried::default(), info, guard);
+        let info = server.info(peer, listener.clone());
+        drain::spawn(&server, |server| async move {
+            drain::serve(&server, stream.into(), Carried::default(), info, guard).await;
+        });
     }
 }
 
@@ -46,28 +45,14 @@ pub(crate) async fn adopt<S: Serve>(
         connection, guard, ..
     }) = adopted.recv().await
     {
-        let info = ConnectionInfo {
-            peer: connection.peer,
-            listener: connection.listener.as_str().into(),
-        };
-        match drain::take_up(connection) {
-            Ok((stream, carried)) => spawn(&server, stream, carried, info, guard),
-            Err(error) => {
-                tracing::error!(%error, "a connection that was handed over cannot be served");
+        match server.kinds.get(&connection.kind) {
+            Some(kind) => kind.take_up(&server, connection, guard),
+            None => {
+                let kind = connection.kind;
+                tracing::error!(kind, "a connection was handed over that nobody here serves");
             }
         }
     }
-}
-
-fn spawn<S: Serve>(
-    server: &Arc<Live<S>>,
-    stream: Stream,
-    carried: Carried,
-    info: ConnectionInfo,
-    guard: ConnectionGuard,
-) {
-    let server = server.clone();
-    tokio::spawn(async move { drain::serve(&server, stream, carried, info, guard).await });
 }
 
 impl From<handoff::Stream> for Stream {

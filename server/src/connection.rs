@@ -50,6 +50,7 @@ use crate::clock::Spent;
 use crate::io::Stream;
 use crate::life::{Goodbye, Life, Step};
 use crate::linger::linger;
+use crate::session::Session;
 
 /// hyper's own limit on the number of headers. At this number it keeps them on the stack.
 const DEFAULT_MAX_HEADERS: usize = 100;
@@ -82,6 +83,8 @@ pub(crate) enum End {
     Closed,
     /// Given up at rest, because of [`Order::HandOver`].
     GivenUp(Rested),
+    /// HTTP has ended on it, and a session of an application's protocol begins.
+    Upgraded(Session),
     /// Cut by [`Order::Cut`].
     Cut {
         /// Method and path of the request that was under way, if any.

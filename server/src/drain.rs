@@ -1,6 +1,12 @@
 //! What happens to each connection after the commit: handed over at rest, else finished, else cut.
 
-use std::{io, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use handoff::{Connection, ConnectionGuard, NotMoved, Phase, Serving};
 use tokio::sync::watch;
@@ -10,7 +16,9 @@ use crate::{
     clock::Spent,
     connection::{self, Carried, Config, End, Order, Rested},
     io::Stream,
+    kinds::{Kinds, TakeUp},
     service::{ConnectionInfo, Informed, Serve},
+    session,
 };
 
 /// The kind of a connection at rest between two HTTP/1.1 requests.
@@ -29,6 +37,25 @@ pub(crate) struct Live<S> {
     pub(crate) service: S,
     pub(crate) config: Config,
     pub(crate) orders: watch::Receiver<Order>,
+    /// Who takes up what older generations give up.
+    pub(crate) kinds: Kinds<S>,
+    /// Sessions of upgraded connections that this build could not read.
+    pub(crate) sessions_lost: Arc<AtomicU64>,
+}
+
+impl<S> Live<S> {
+    /// What the requests of a connection are told of it.
+    pub(crate) fn info(&self, peer: Option<SocketAddr>, listener: Arc<str>) -> ConnectionInfo {
+        ConnectionInfo::new(peer, listener, self.orders.clone())
+    }
+}
+
+/// Serves one connection in a task of its own.
+pub(crate) fn spawn<S, F>(server: &Arc<Live<S>>, serve: impl FnOnce(Arc<Live<S>>) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(serve(server.clone()));
 }
 
 /// Turns what the process as a whole does into orders to its connections.
@@ -71,6 +98,9 @@ pub(crate) async fn serve<S: Serve>(
     let rested = match end {
         End::Closed => return,
         End::Cut { request } => return guard.cut(&name(&info, request.as_deref())),
+        End::Upgraded(session) => {
+            return Box::pin(session::run(server, session, info, guard)).await;
+        }
         End::GivenUp(rested) => rested,
     };
     guard.moves_as(if rested.answered { "answered" } else { "idle" });
@@ -102,18 +132,20 @@ pub(crate) async fn serve<S: Serve>(
             return guard.cut(&name(&info, None));
         }
     };
-    if let End::Cut { request } = served {
-        guard.cut(&name(&info, request.as_deref()));
+    match served {
+        End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
+        End::Upgraded(session) => Box::pin(session::run(server, session, info, guard)).await,
+        End::Closed | End::GivenUp(_) => {}
     }
 }
 
 /// Serves a connection that was refused: its next answer is its last here, whatever the others do.
-async fn stay<F: Future<Output = End>>(
+pub(crate) async fn stay<F: Future>(
     serve: impl FnOnce(watch::Receiver<Order>) -> F,
     mut orders: watch::Receiver<Order>,
-) -> End {
+) -> F::Output {
     let (own, own_orders) = watch::channel(Order::LastAnswer);
-    let obey = async {
+    let mut obey = async || -> Infallible {
         loop {
             let order = *orders.borrow_and_update();
             if matches!(order, Order::Close | Order::Cut) {
@@ -126,11 +158,12 @@ async fn stay<F: Future<Output = End>>(
     };
     tokio::select! {
         end = serve(own_orders) => end,
-        () = obey => End::Closed,
+        never = obey() => match never {},
     }
 }
 
-fn name(info: &ConnectionInfo, request: Option<&str>) -> String {
+/// How the report calls a connection that is cut.
+pub(crate) fn name(info: &ConnectionInfo, request: Option<&str>) -> String {
     let peer = info.peer.map_or_else(
         || format!("a client of {}", info.listener),
         |peer| peer.to_string(),
@@ -157,8 +190,25 @@ fn give_up(rested: Rested, info: &ConnectionInfo) -> Connection {
     connection
 }
 
+/// Takes up connections at rest between two HTTP/1.1 requests.
+pub(crate) struct Http1;
+
+impl<S: Serve> TakeUp<S> for Http1 {
+    fn take_up(&self, server: &Arc<Live<S>>, connection: Connection, guard: ConnectionGuard) {
+        let info = server.info(connection.peer, connection.listener.as_str().into());
+        match take_up(connection) {
+            Ok((stream, carried)) => spawn(server, |server| async move {
+                serve(&server, stream, carried, info, guard).await;
+            }),
+            Err(error) => {
+                tracing::error!(%error, "a connection that was handed over cannot be served");
+            }
+        }
+    }
+}
+
 /// As it is served.
-pub(crate) fn take_up(connection: Connection) -> io::Result<(Stream, Carried)> {
+fn take_up(connection: Connection) -> io::Result<(Stream, Carried)> {
     let spent = Spent {
         waited: connection.timer(WAITED).unwrap_or(Duration::ZERO),
         head: connection.timer(HEAD),

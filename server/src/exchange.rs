@@ -8,8 +8,10 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
+use hyper::upgrade::OnUpgrade;
 
 use crate::body::{Hold, RequestBody};
+use crate::upgrade::Switch;
 
 mod shared;
 
@@ -89,7 +91,11 @@ where
             let expects_continue = request.headers().contains_key(header::EXPECT);
             Hold::new(&self.shared, expects_continue)
         });
-        let request = request.map(|body| RequestBody::new(body, hold));
+        let mut request = request.map(|body| RequestBody::new(body, hold));
+        if request.extensions().get::<OnUpgrade>().is_some() {
+            let switch = Switch(Arc::clone(&self.shared));
+            request.extensions_mut().insert(switch);
+        }
         Serving {
             future: self.service.call(request),
             exchange: Some(exchange),

@@ -43,12 +43,24 @@ mod connection;
 mod drain;
 mod exchange;
 mod io;
+mod kinds;
 mod life;
 mod linger;
 mod probe;
 mod service;
+mod session;
+pub mod upgrade;
+pub mod websocket;
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use handoff::{
     Builder, Orphan, Report, StartError, Starting,
@@ -59,7 +71,10 @@ use tokio::sync::{Mutex, watch};
 
 use crate::{
     connection::{Config, Order},
-    drain::Live,
+    drain::{Http1, Live},
+    kinds::Kinds,
+    session::Sessions,
+    upgrade::{AnyProtocol, Protocol, Upgrade},
 };
 
 pub use body::RequestBody;
@@ -88,8 +103,26 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Context {
     starting: Arc<Mutex<Option<Starting>>>,
+    protocols: Arc<Protocols>,
     generation: u64,
 }
+
+/// What the application speaks on upgraded connections.
+#[derive(Default)]
+struct Protocols(std::sync::Mutex<Vec<Arc<dyn AnyProtocol>>>);
+
+impl std::fmt::Debug for Protocols {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Protocols")
+    }
+}
+
+/// Two protocols of one kind.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "there are two protocols of kind `{0}`: a kind names one, and another version of its sessions is another kind"
+)]
+pub struct KindTaken(String);
 
 impl Context {
     /// 1 for the first process of a service, one more for each that replaces it.
@@ -110,6 +143,28 @@ impl Context {
             Some(starting) => starting.state(section).await,
             None => Err(StartError::Ended("the start has ended".to_owned())),
         }
+    }
+
+    /// Speaks `protocol` on upgraded connections that the application [begins](Upgrade::begin), and on those that the generation before
+    /// gives up.
+    ///
+    /// # Errors
+    /// [`KindTaken`].
+    pub fn upgrade(&self, protocol: impl Protocol) -> Result<Upgrade, KindTaken> {
+        let protocol: Arc<dyn AnyProtocol> = Arc::new(protocol);
+        let mut protocols = self
+            .protocols
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if protocols
+            .iter()
+            .any(|other| other.kind() == protocol.kind())
+        {
+            return Err(KindTaken(protocol.kind().to_owned()));
+        }
+        protocols.push(Arc::clone(&protocol));
+        Ok(Upgrade::new(protocol))
     }
 }
 
@@ -323,7 +378,7 @@ impl<F> Server<F> {
         } = self;
         let builder = builder(Builder::new(&name)).max_connections(limits.connections as u64);
         let starting = builder.start().await?;
-        let (starting, service) = build_service(starting, build).await?;
+        let (starting, service, protocols) = build_service(starting, build).await?;
         let service = service.into_service();
         if let Some(path) = probe {
             let probed = tokio::select! {
@@ -335,13 +390,21 @@ impl<F> Server<F> {
                 return Err(Error::Unhealthy(reason));
             }
         }
+        let protocols =
+            std::mem::take(&mut *protocols.0.lock().unwrap_or_else(PoisonError::into_inner));
+        for protocol in &protocols {
+            starting.adopt(session::kind(&**protocol));
+        }
         let serving = starting.ready().await?;
-        serve(serving, service, limits, status).await
+        serve(serving, service, protocols, limits, status).await
     }
 }
 
 /// Lets the application start, unless the start is ended meanwhile.
-async fn build_service<F, Fut, S>(starting: Starting, build: F) -> Result<(Starting, S), Error>
+async fn build_service<F, Fut, S>(
+    starting: Starting,
+    build: F,
+) -> Result<(Starting, S, Arc<Protocols>), Error>
 where
     F: FnOnce(Context) -> Fut,
     Fut: Future<Output = Result<S, BoxError>>,
@@ -349,8 +412,10 @@ where
     let generation = starting.generation();
     let cancelled = starting.cancelled();
     let shared = Arc::new(Mutex::new(Some(starting)));
+    let protocols = Arc::new(Protocols::default());
     let context = Context {
         starting: shared.clone(),
+        protocols: protocols.clone(),
         generation,
     };
     let built = tokio::select! {
@@ -361,7 +426,7 @@ where
         return Err(StartError::Ended("the start has ended".to_owned()).into());
     };
     match built {
-        Ok(service) => Ok((starting, service)),
+        Ok(service) => Ok((starting, service, protocols)),
         Err(error) => {
             starting.refuse(error.to_string()).await;
             Err(Error::Application(error))
@@ -372,6 +437,7 @@ where
 async fn serve<S: Serve>(
     serving: handoff::Serving,
     service: S,
+    protocols: Vec<Arc<dyn AnyProtocol>>,
     limits: Limits,
     status: Option<StatusReport>,
 ) -> Result<Report, Error> {
@@ -382,12 +448,20 @@ async fn serve<S: Serve>(
         max_header_size: limits.header_size,
         max_headers: limits.headers,
     };
-    report_status(&serving, status);
+    let sessions_lost = Arc::new(AtomicU64::new(0));
+    report_status(&serving, sessions_lost.clone(), status);
+    let mut kinds = Kinds::new();
+    kinds.insert(drain::HTTP1, Http1);
+    for protocol in protocols {
+        kinds.insert(session::kind(&*protocol), Sessions(protocol));
+    }
     let live = Arc::new(Live {
         serving: serving.clone(),
         service,
         config,
         orders,
+        kinds,
+        sessions_lost,
     });
     tokio::spawn(drain::command(serving.phase(), orders_tx));
     for name in serving.listeners() {
@@ -401,7 +475,11 @@ async fn serve<S: Serve>(
     serving.finished().await.map_err(Error::Ended)
 }
 
-fn report_status(serving: &handoff::Serving, status: Option<StatusReport>) {
+fn report_status(
+    serving: &handoff::Serving,
+    sessions_lost: Arc<AtomicU64>,
+    status: Option<StatusReport>,
+) {
     let connections = serving.connections();
     serving.report_status(move || {
         let mut report = status
@@ -409,6 +487,11 @@ fn report_status(serving: &handoff::Serving, status: Option<StatusReport>) {
             .map_or_else(|| serde_json::json!({}), |status| status());
         if let Some(object) = report.as_object_mut() {
             object.insert("connections".to_owned(), connections().into());
+            // Of interest only to those who have some.
+            let lost = sessions_lost.load(Ordering::Relaxed);
+            if lost > 0 {
+                object.insert("sessions_lost".to_owned(), lost.into());
+            }
         }
         report
     });

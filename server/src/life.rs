@@ -22,6 +22,8 @@ use crate::connection::{Answer, Carried, Config, End, Order, Rested, unless_cut}
 use crate::exchange::{Shared, Watched};
 use crate::io::{Io, Queue, Stream};
 use crate::linger::{linger, request_timeout};
+use crate::session::Session;
+use crate::upgrade::Begun;
 
 /// What [`Life::poll`] asks for.
 #[derive(Debug)]
@@ -235,17 +237,9 @@ impl<'a, S: Answer> Life<'a, S> {
     fn take_apart(&mut self) -> Option<Parts<S>> {
         let parts = self.http.take()?.into_parts()?;
         let (stream, unread) = parts.io.into_inner().into_parts()?;
-        let leftover = if unread.is_empty() {
-            parts.read_buf
-        } else {
-            // hyper takes a long leftover in pieces.
-            let mut whole = BytesMut::from(parts.read_buf);
-            whole.extend_from_slice(&unread);
-            whole.freeze()
-        };
         Some(Parts {
             stream,
-            leftover,
+            leftover: join(parts.read_buf, &unread),
             service: parts.service,
         })
     }
@@ -337,6 +331,10 @@ impl<'a, S: Answer> Life<'a, S> {
         let stream = if let Some(parts) = self.take_apart() {
             parts.stream
         } else {
+            let shared = Arc::clone(&self.shared);
+            if let Some(session) = begun(&shared).await {
+                return End::Upgraded(session);
+            }
             self.shared.upgrade();
             let returned = std::future::poll_fn(|cx| self.shared.poll_returned(cx));
             match unless_cut(orders, returned).await {
@@ -368,6 +366,31 @@ impl<S: Answer> Drop for Life<'_, S> {
     fn drop(&mut self) {
         self.shared.cut();
     }
+}
+
+/// What the application begins on the connection that hyper has left, if it is a protocol that we serve.
+async fn begun(shared: &Shared) -> Option<Session> {
+    let Begun { protocol, upgrade } = shared.take_begun()?;
+    // hyper has kept its promise already; or it was for an earlier request, which was answered otherwise.
+    let parts = upgrade.await.ok()?.downcast::<TokioIo<Io>>().ok()?;
+    let (stream, unread) = parts.io.into_inner().into_parts()?;
+    Some(Session {
+        protocol,
+        request: shared.lasting().unwrap_or_default(),
+        stream,
+        leftover: join(parts.read_buf, &unread),
+        resumed: None,
+    })
+}
+
+/// What hyper has read, and what it has not: it takes a long leftover in pieces.
+fn join(read: Bytes, unread: &[u8]) -> Bytes {
+    if unread.is_empty() {
+        return read;
+    }
+    let mut whole = BytesMut::from(read);
+    whole.extend_from_slice(unread);
+    whole.freeze()
 }
 
 /// Whether `leftover` holds part of a request. Blank lines before a request line mean nothing

@@ -36,10 +36,7 @@ pub(crate) async fn probe<S: Serve>(
     let config = Config::default();
     let service = Informed {
         service,
-        info: ConnectionInfo {
-            peer: None,
-            listener: LISTENER.into(),
-        },
+        info: ConnectionInfo::new(None, LISTENER.into(), orders.clone()),
     };
     let served = connection::serve(theirs.into(), Carried::default(), service, &config, orders);
     let asked = async {

@@ -6,8 +6,9 @@ use http::{Request, Response};
 use http_body::Body;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tokio::sync::watch;
 
-use crate::RequestBody;
+use crate::{RequestBody, connection::Order};
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -20,6 +21,37 @@ pub struct ConnectionInfo {
     pub peer: Option<SocketAddr>,
     /// The name of the listener that accepted it.
     pub listener: Arc<str>,
+    orders: Arc<watch::Receiver<Order>>,
+}
+
+impl ConnectionInfo {
+    pub(crate) fn new(
+        peer: Option<SocketAddr>,
+        listener: Arc<str>,
+        orders: watch::Receiver<Order>,
+    ) -> Self {
+        Self {
+            peer,
+            listener,
+            // Of this connection's own: a count that all requests of the process share would be a queue.
+            orders: Arc::new(orders),
+        }
+    }
+
+    /// Waits until this process drains: it has been replaced or is being stopped. An answer that could go on without an end (server-sent
+    /// events, a long poll) ends then, and its connection moves.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut orders = watch::Receiver::clone(&self.orders);
+        async move {
+            let is_gone = orders
+                .wait_for(|order| *order != Order::Serve)
+                .await
+                .is_err();
+            if is_gone {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }
 
 /// A service that the server can call: implemented for hyper's services and for tower's, of

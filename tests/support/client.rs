@@ -66,6 +66,11 @@ impl Client {
         self.stream.get_ref()
     }
 
+    /// The connection, once it is no longer HTTP's, with what was read ahead.
+    pub fn into_stream(self) -> BufReader<TcpStream> {
+        self.stream
+    }
+
     /// What the server calls this client.
     pub fn name(&self) -> SocketAddr {
         self.socket().local_addr().expect("an address")

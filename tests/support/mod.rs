@@ -28,6 +28,7 @@ pub mod client;
 pub mod crowd;
 mod diag;
 pub mod load;
+pub mod ws;
 
 use client::Client;
 

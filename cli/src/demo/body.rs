@@ -1,4 +1,4 @@
-//! What the demo answers: something short, or lines at a pace.
+//! What the demo answers: something short, or lines or events at a pace.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -12,6 +12,19 @@ use tokio::time::{Instant, Sleep};
 pub(crate) enum DemoBody {
     Full(Option<Bytes>),
     Stream(Pin<Box<Stream>>),
+    Events(Pin<Box<Events>>),
+}
+
+/// Server-sent events, one at each tick, until the process drains. See the HTML standard, section 9.2.
+pub(crate) struct Events {
+    /// Of the event that comes next.
+    id: u64,
+    generation: u64,
+    pause: Duration,
+    timer: Pin<Box<Sleep>>,
+    /// `None` when the end was said.
+    draining: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    has_begun: bool,
 }
 
 /// `chunk 1` … `chunk N`, then `end`, a pause before each but the first.
@@ -41,6 +54,58 @@ impl DemoBody {
             timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
             at_end: Some(Box::new(at_end)),
         }))
+    }
+}
+
+impl DemoBody {
+    /// Events from number `id` on, the first at once; ended when `draining` is ready.
+    pub(super) fn events(
+        id: u64,
+        generation: u64,
+        pause: Duration,
+        draining: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        Self::Events(Box::pin(Events {
+            id,
+            generation,
+            pause,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            draining: Some(Box::pin(draining)),
+            has_begun: false,
+        }))
+    }
+}
+
+impl Events {
+    fn poll_event(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        let Some(draining) = &mut self.draining else {
+            return Poll::Ready(None);
+        };
+        if !std::mem::replace(&mut self.has_begun, true) {
+            // How soon the client comes back after the end, in milliseconds.
+            return Poll::Ready(Some(Bytes::from_static(b"retry: 100\n\n")));
+        }
+        if draining.as_mut().poll(context).is_ready() {
+            self.draining = None;
+            return Poll::Ready(None);
+        }
+        ready!(self.timer.as_mut().poll(context));
+        self.timer.as_mut().reset(Instant::now() + self.pause);
+        let event = format!("id: {}\ndata: {}\n\n", self.id, self.generation);
+        self.id = self.id.saturating_add(1);
+        Poll::Ready(Some(event.into()))
+    }
+}
+
+impl Default for DemoBody {
+    fn default() -> Self {
+        Self::Full(None)
+    }
+}
+
+impl From<String> for DemoBody {
+    fn from(text: String) -> Self {
+        Self::full(text.into())
     }
 }
 
@@ -76,6 +141,7 @@ impl Body for DemoBody {
         let bytes = match self.get_mut() {
             Self::Full(bytes) => bytes.take(),
             Self::Stream(stream) => ready!(stream.as_mut().get_mut().poll_line(context)),
+            Self::Events(events) => ready!(events.as_mut().get_mut().poll_event(context)),
         };
         Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
@@ -84,6 +150,7 @@ impl Body for DemoBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(stream) => stream.at_end.is_none(),
+            Self::Events(events) => events.draining.is_none(),
         }
     }
 
@@ -92,7 +159,7 @@ impl Body for DemoBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Events(_) => SizeHint::default(),
         }
     }
 }

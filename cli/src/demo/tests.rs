@@ -3,7 +3,7 @@ use http_body_util::{Empty, Full, StreamBody};
 use super::*;
 
 fn demo() -> Demo {
-    Demo::new(4, Arc::new(Counter::new("requests")))
+    Demo::new(4, Arc::new(Counter::new("requests")), None)
 }
 
 struct Answer {

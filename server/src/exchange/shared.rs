@@ -16,6 +16,7 @@ use http::{Method, Request};
 use crate::body::Abandoned;
 use crate::connection::Order;
 use crate::io::Stream;
+use crate::upgrade::Begun;
 
 /// What the parts of one connection know of each other.
 ///
@@ -72,6 +73,8 @@ struct Cold {
     interrupted: Option<Name>,
     /// The socket, given back by the last who held it.
     returned: Option<Stream>,
+    /// What is to begin on the connection when hyper has left it.
+    begun: Option<Begun>,
 }
 
 /// Which half of a socket somebody waits for.
@@ -301,6 +304,22 @@ impl Shared {
     /// reach it there.
     pub(crate) fn upgrade(&self) {
         self.upgraded.store(true, Release);
+    }
+
+    /// `begun` is to follow the answer to the request under way, if that answer switches protocols.
+    pub(crate) fn begin(&self, begun: Begun) {
+        let before = self.cold().begun.replace(begun);
+        drop(before); // not under the lock: it may wake
+    }
+
+    /// Takes what was to follow.
+    pub(crate) fn take_begun(&self) -> Option<Begun> {
+        self.cold().begun.take()
+    }
+
+    /// The request that an upgraded connection began with.
+    pub(crate) fn lasting(&self) -> Option<String> {
+        self.cold().lasting.as_ref().map(Name::to_string)
     }
 
     /// Every use of the socket fails from now on, wherever it is.
