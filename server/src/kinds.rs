@@ -11,7 +11,7 @@ use crate::drain::Live;
 
 /// Takes up connections of one kind.
 pub(crate) trait TakeUp<S>: Send + Sync {
-    /// Serves `connection` from now on, in a task of its own that takes one of the server's slots. What cannot be served is closed,
+    /// Serves `connection` from now on, in a task of its own. What cannot be served is closed,
     /// and logged.
     fn take_up(&self, server: &Arc<Live<S>>, connection: Connection, guard: ConnectionGuard);
 }

@@ -229,7 +229,7 @@ impl<S: Serve> TakeUp<S> for Sessions {
         match unpack(connection, Arc::clone(&self.0)) {
             Ok(session) => {
                 drain::spawn(server, |server| async move {
-                    run(&server, session, info, guard).await
+                    run(&server, session, info, guard).await;
                 });
             }
             Err(reason) => {
