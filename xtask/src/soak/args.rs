@@ -16,8 +16,8 @@ const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Two builds of `hello` replace each other on disk, and after each replacement
 /// `hello reload` runs. Meanwhile a client that never retries sends requests at
 /// fixed times: 70 % on kept-alive connections, 12 % on a new connection each,
-/// 6 % slow, 6 % uploads, 6 % streams. Latency counts from the time at which a
-/// request was to leave, so a server that stalls cannot hide it.
+/// 6 % slow, 6 % uploads, 6 % streams; and messages in WebSocket sessions. Latency counts from
+/// the time at which a request was to leave, so a server that stalls cannot hide it.
 ///
 /// Without `--duration` and `--reloads` the soak lasts 60 s. With both, it ends at
 /// whichever comes first. Exit code 0: nothing was lost and every check passed;
@@ -48,9 +48,21 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) connections: u32,
 
-    /// Connections that mostly rest: each is used once every few reloads.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    /// Connections that mostly rest. After each reload all of them must be open and silent.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
     pub(crate) idle: u32,
+
+    /// Idle connections that carry a request after each reload, each in its turn.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) idle_sample: u32,
+
+    /// WebSocket sessions at `/ws`, which the server is to carry through all reloads.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    pub(crate) websockets: u32,
+
+    /// Messages per second, in all sessions together.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) websocket_rate: u32,
 
     /// Distance of the client, in milliseconds of round trip: what it sends arrives half of it
     /// later, and it sees everything half of it late. Loopback alone hides the keep-alive race.
@@ -91,6 +103,37 @@ impl SoakArgs {
             (None, None) => Some(DEFAULT_DURATION),
             (duration, _) => duration,
         }
+    }
+
+    /// Connections that the client keeps open all the time.
+    pub(crate) fn kept_connections(&self) -> u64 {
+        [self.connections, self.idle, self.websockets]
+            .into_iter()
+            .map(u64::from)
+            .sum()
+    }
+
+    /// The arguments of `hello serve`: what the load needs, then what the user wants.
+    pub(crate) fn serve_args(&self) -> Vec<String> {
+        // New connections and extra ones come on top; a connection may rest from its first turn to its last.
+        let needed = [
+            (
+                "--max-connections",
+                (self.kept_connections() * 2 + 5000).to_string(),
+            ),
+            ("--idle-timeout", format!("{}s", MAX_DURATION.as_secs())),
+            ("--header-timeout", format!("{}s", MAX_DURATION.as_secs())),
+        ];
+        let given = |name: &str| {
+            let given = |arg: &String| arg.split('=').next() == Some(name);
+            self.serve_args.iter().any(given)
+        };
+        needed
+            .into_iter()
+            .filter(|(name, _)| !given(name))
+            .map(|(name, value)| format!("{name}={value}"))
+            .chain(self.serve_args.clone())
+            .collect()
     }
 
     /// The delay of each direction.
@@ -167,6 +210,20 @@ mod tests {
                 .limit(),
             Some(Duration::from_secs(1))
         );
+    }
+
+    #[test]
+    fn the_server_is_told_what_the_load_needs_unless_the_user_has() {
+        let args = parse(&["--idle", "10000"]).unwrap().serve_args();
+        assert_eq!(args[0], "--max-connections=25140");
+        let args = [
+            "--serve-arg",
+            "--idle-timeout=1s",
+            "--serve-arg",
+            "--max-connections=9",
+        ];
+        let args = parse(&args).unwrap().serve_args();
+        assert_eq!(args[1..], ["--idle-timeout=1s", "--max-connections=9"]);
     }
 
     #[test]

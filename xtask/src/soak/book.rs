@@ -25,7 +25,7 @@ const MAX_LOSSES_IN_LOG: u64 = 100_000;
 pub(crate) struct Loss {
     /// Since the start of the run.
     pub(crate) at_s: f64,
-    /// An [`Outcome`], or `closed` for a connection.
+    /// An [`Outcome`]; `closed` for a connection, `forced-reconnect` for a WebSocket session.
     pub(crate) what: &'static str,
     /// The request's kind; for a connection that of the request that opened it, or was on it.
     pub(crate) kind: &'static str,
@@ -66,6 +66,7 @@ pub(crate) struct Second {
 struct State {
     counts: [[u64; Outcome::ALL.len()]; Kind::ALL.len()],
     closed: u64,
+    forced_reconnects: u64,
     answers: u64,
     pids: BTreeSet<u32>,
     latencies: Histograms,
@@ -94,6 +95,8 @@ pub(crate) struct Totals {
     pub(crate) lost: u64,
     /// Connections closed although nothing was wrong.
     pub(crate) closed: u64,
+    /// WebSocket sessions that the server ended although nothing was wrong.
+    pub(crate) forced_reconnects: u64,
 }
 
 /// Everything, for the results.
@@ -132,6 +135,7 @@ impl Book {
         let state = State {
             counts: Default::default(),
             closed: 0,
+            forced_reconnects: 0,
             answers: 0,
             pids: BTreeSet::new(),
             latencies: Histograms::new()?,
@@ -182,6 +186,19 @@ impl Book {
         let mut state = self.state();
         state.closed += 1;
         self.lose(&mut state, "closed", kind, port, detail);
+    }
+
+    /// The server ended a WebSocket session. What was unanswered in it is entered besides.
+    pub(crate) fn forced_reconnect(&self, port: u16, detail: String) {
+        let mut state = self.state();
+        state.forced_reconnects += 1;
+        self.lose(
+            &mut state,
+            "forced-reconnect",
+            Kind::WebSocket,
+            port,
+            detail,
+        );
     }
 
     fn lose(&self, state: &mut State, what: &'static str, kind: Kind, port: u16, detail: String) {
@@ -267,6 +284,7 @@ impl State {
             ok,
             lost: ended - ok,
             closed: self.closed,
+            forced_reconnects: self.forced_reconnects,
         }
     }
 }
@@ -314,8 +332,9 @@ mod tests {
         book.enter(Kind::Stream, due, verdict(Outcome::Truncated, false));
         book.enter(Kind::Probe, due, verdict(Outcome::Ok, true));
         book.closed(Kind::Idle, 4321, "EOF".into());
+        book.forced_reconnect(4322, "1012".into());
         let second = book.turn();
-        assert_eq!((second.ended, second.lost), (3, 3));
+        assert_eq!((second.ended, second.lost), (3, 4));
         assert!(
             second.p50_ms >= 30.0,
             "latency counts from the due time: {second:?}"
@@ -328,7 +347,8 @@ mod tests {
                 ended: 4,
                 ok: 2,
                 lost: 2,
-                closed: 1
+                closed: 1,
+                forced_reconnects: 1
             }
         );
         assert_eq!(
@@ -339,7 +359,7 @@ mod tests {
         assert_eq!(account.latencies["all"].count, 2);
         assert_eq!(account.pids, BTreeSet::from([7]));
         let text = std::fs::read_to_string(log).unwrap();
-        assert_eq!(text.lines().count(), 4, "{text}");
+        assert_eq!(text.lines().count(), 5, "{text}");
         assert!(
             text.contains("closed kind=idle port=4321 reload=0"),
             "{text}"

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde::Serialize;
 
 use super::book::Totals;
-use super::results::{Ending, Growth, Holdings, Reload};
+use super::results::{Ending, Growth, Holdings, IdleResults, Reload};
+use super::websocket::Sessions;
 
 /// Fewer reloads say nothing about growth: a tenth of them would be a single sample.
 const MIN_SAMPLES: usize = 20;
@@ -53,16 +54,30 @@ impl Check {
     }
 }
 
+/// What the checks judge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Found<'a> {
+    pub(crate) totals: Totals,
+    pub(crate) idle: &'a IdleResults,
+    pub(crate) websockets: Sessions,
+    pub(crate) reloads: &'a [Reload],
+    pub(crate) holdings: &'a Holdings,
+    pub(crate) ending: &'a Ending,
+}
+
 /// All checks, in the order in which a reader wants to know.
-pub(crate) fn all(
-    totals: Totals,
-    reloads: &[Reload],
-    holdings: &Holdings,
-    ending: &Ending,
-) -> Vec<Check> {
+pub(crate) fn all(found: Found<'_>) -> Vec<Check> {
+    let Found {
+        totals,
+        idle,
+        websockets,
+        reloads,
+        holdings,
+        ending,
+    } = found;
     let mut checks = vec![
         Check::new(
-            "no request is lost",
+            "no request and no message is lost",
             totals.ended > 0 && totals.lost == 0,
             format!("{} lost of {}", totals.lost, totals.ended),
         ),
@@ -74,14 +89,44 @@ pub(crate) fn all(
                 totals.closed
             ),
         ),
+    ];
+    checks.extend((idle.connections > 0).then(|| idle_live(idle)));
+    checks.extend((websockets.sessions > 0).then(|| sessions_live(totals, websockets)));
+    checks.extend([
         reloads_succeed(reloads),
         new_build_answers(reloads),
         counter(totals, ending),
         one_generation(reloads, ending),
-    ];
+    ]);
     checks.extend(flat(holdings));
     checks.push(stop(ending));
     checks
+}
+
+fn idle_live(idle: &IdleResults) -> Check {
+    let detail = format!(
+        "{} connections looked at {} times, {} closed; {} of {} requests answered on them",
+        idle.connections, idle.looks, idle.closed, idle.right, idle.used
+    );
+    Check::new(
+        "every idle connection is alive after each reload",
+        idle.looks > 0 && idle.closed == 0 && idle.right == idle.used,
+        detail,
+    )
+}
+
+fn sessions_live(totals: Totals, websockets: Sessions) -> Check {
+    let detail = format!(
+        "{} forced reconnects; {} of {} sessions on one connection, {} messages",
+        totals.forced_reconnects, websockets.unbroken, websockets.sessions, websockets.messages
+    );
+    Check::new(
+        "every WebSocket session goes on",
+        totals.forced_reconnects == 0
+            && websockets.unbroken == websockets.sessions
+            && websockets.messages > 0,
+        detail,
+    )
 }
 
 fn reloads_succeed(reloads: &[Reload]) -> Check {
@@ -257,10 +302,41 @@ mod tests {
         ok: 120,
         lost: 0,
         closed: 0,
+        forced_reconnects: 0,
+    };
+    const SESSIONS: Sessions = Sessions {
+        sessions: 20,
+        unbroken: 20,
+        messages: 500,
+        worst_lateness_ms: 0.1,
     };
 
+    fn idle() -> IdleResults {
+        IdleResults {
+            connections: 20,
+            looks: 2000,
+            closed: 0,
+            used: 400,
+            right: 400,
+        }
+    }
+
+    fn judged(totals: Totals, reloads: &[Reload], ending: &Ending) -> Vec<Check> {
+        all(Found {
+            totals,
+            idle: &idle(),
+            websockets: SESSIONS,
+            reloads,
+            holdings: &Holdings::of(reloads),
+            ending,
+        })
+    }
+
     fn failed(totals: Totals, reloads: &[Reload], ending: &Ending) -> Vec<&'static str> {
-        let checks = all(totals, reloads, &Holdings::of(reloads), ending);
+        names(&judged(totals, reloads, ending))
+    }
+
+    fn names(checks: &[Check]) -> Vec<&'static str> {
         checks
             .iter()
             .filter(|check| check.failed())
@@ -277,7 +353,10 @@ mod tests {
     fn each_fault_fails_its_own_check() {
         let good = reloads(100);
         let lost = Totals { lost: 1, ..FINE };
-        assert_eq!(failed(lost, &good, &ending()), ["no request is lost"]);
+        assert_eq!(
+            failed(lost, &good, &ending()),
+            ["no request and no message is lost"]
+        );
         let closed = Totals { closed: 1, ..FINE };
         assert_eq!(
             failed(closed, &good, &ending()),
@@ -346,6 +425,55 @@ mod tests {
     }
 
     #[test]
+    fn idle_connections_and_sessions_have_checks_of_their_own() {
+        let (reloads, ending) = (reloads(100), ending());
+        let judge = |idle: &IdleResults, websockets, totals| {
+            names(&all(Found {
+                totals,
+                idle,
+                websockets,
+                reloads: &reloads,
+                holdings: &Holdings::of(&reloads),
+                ending: &ending,
+            }))
+        };
+        let (closed, unanswered, unseen) = (
+            IdleResults {
+                closed: 1,
+                ..idle()
+            },
+            IdleResults {
+                right: 399,
+                ..idle()
+            },
+            IdleResults { looks: 0, ..idle() },
+        );
+        for bad in [closed, unanswered, unseen] {
+            let failed = judge(&bad, SESSIONS, FINE);
+            assert_eq!(failed, ["every idle connection is alive after each reload"]);
+        }
+        let reconnected = Totals {
+            forced_reconnects: 1,
+            ..FINE
+        };
+        let failed = judge(&idle(), SESSIONS, reconnected);
+        assert_eq!(failed, ["every WebSocket session goes on"]);
+        for (unbroken, messages) in [(19, 500), (20, 0)] {
+            let bad = Sessions {
+                unbroken,
+                messages,
+                ..SESSIONS
+            };
+            assert_eq!(
+                judge(&idle(), bad, FINE),
+                ["every WebSocket session goes on"]
+            );
+        }
+        let none = judge(&IdleResults::default(), Sessions::default(), FINE);
+        assert_eq!(none, [""; 0], "nobody asked for any");
+    }
+
+    #[test]
     fn a_leak_of_one_descriptor_a_reload_fails() {
         for (sockets, other_fds, rss_kib, what) in [
             (1, 0, 0, "sockets beyond the client's connections"),
@@ -367,14 +495,15 @@ mod tests {
     fn nothing_done_is_not_a_pass() {
         let nothing = failed(Totals::default(), &[], &ending());
         assert!(
-            nothing.contains(&"no request is lost") && nothing.contains(&"every reload succeeds"),
+            nothing.contains(&"no request and no message is lost")
+                && nothing.contains(&"every reload succeeds"),
             "{nothing:?}"
         );
     }
 
     #[test]
     fn few_reloads_do_not_judge_growth() {
-        let checks = all(FINE, &reloads(5), &Holdings::of(&reloads(5)), &ending());
+        let checks = judged(FINE, &reloads(5), &ending());
         assert_eq!(
             checks.iter().filter(|check| check.passed.is_none()).count(),
             3

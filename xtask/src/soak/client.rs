@@ -5,8 +5,10 @@
 //! connection, and the request, never sent, goes out on another ([`Exchange::Unsent`]).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -18,7 +20,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::book::Book;
-use super::line;
+use super::line::{self, Line};
 use super::outcome::{Outcome, Verdict};
 use super::request::{Ask, Kind, RequestBody};
 use super::tap::{End, Record, Tap};
@@ -59,6 +61,25 @@ pub(crate) struct Connection {
     /// Whether it has not rested yet: then the server must take a request, whatever happens.
     fresh: bool,
     reusable: bool,
+}
+
+/// An open socket, without anything on top of it.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    pub(crate) socket: TcpStream,
+    pub(crate) port: u16,
+    /// The generation that was reported to serve before it was opened.
+    pub(crate) floor: u64,
+}
+
+/// A line that was just opened.
+pub(crate) struct Opened {
+    pub(crate) line: Tap<Box<dyn Line>>,
+    /// What passes it.
+    pub(crate) record: Arc<Record>,
+    pub(crate) port: u16,
+    /// The generation that was reported to serve before it was opened.
+    pub(crate) floor: u64,
 }
 
 /// What became of the attempt to use a connection.
@@ -109,8 +130,8 @@ impl Client {
         }
     }
 
-    /// Opens a connection for a request of `kind`, which is the one to blame if it is closed early.
-    pub(crate) async fn connect(&self, kind: Kind) -> Result<Connection, Verdict> {
+    /// Opens a socket, at once: the delay is the caller's.
+    pub(crate) async fn socket(&self) -> Result<Socket, Verdict> {
         if self.open.load(Ordering::Relaxed) >= self.max_open {
             return Err(Verdict::lost(
                 Outcome::Client,
@@ -118,41 +139,61 @@ impl Client {
                 format!("{} connections are open already", self.max_open),
             ));
         }
-        // The SYN and its answer travel as far as everything else.
-        self.travel().await;
         let floor = self.timeline.committed();
-        let socket = match tokio::time::timeout(self.timeout, TcpStream::connect(self.target)).await
-        {
+        let connecting = tokio::time::timeout(self.timeout, TcpStream::connect(self.target));
+        let socket = match connecting.await {
             Ok(Ok(socket)) => socket,
             Ok(Err(err)) => {
-                return Err(Verdict::lost(
-                    Outcome::of_connect(&err),
-                    0,
-                    format!("connect: {err}"),
-                ));
+                let detail = format!("connect: {err}");
+                return Err(Verdict::lost(Outcome::of_connect(&err), 0, detail));
             }
             Err(_) => {
-                return Err(Verdict::lost(
-                    Outcome::Timeout,
-                    0,
-                    format!("connect: {:?} passed", self.timeout),
-                ));
+                let detail = format!("connect: {:?} passed", self.timeout);
+                return Err(Verdict::lost(Outcome::Timeout, 0, detail));
             }
         };
         let port = socket.local_addr().map_or(0, |address| address.port());
         if let Err(err) = socket.set_nodelay(true) {
-            return Err(Verdict::lost(
-                Outcome::of_connect(&err),
-                port,
-                format!("TCP_NODELAY: {err}"),
-            ));
+            let detail = format!("TCP_NODELAY: {err}");
+            return Err(Verdict::lost(Outcome::of_connect(&err), port, detail));
         }
+        Ok(Socket {
+            socket,
+            port,
+            floor,
+        })
+    }
+
+    /// Opens a line, at the client's distance, and listens in on it.
+    pub(crate) async fn line(&self) -> Result<Opened, Verdict> {
+        // The SYN and its answer travel as far as everything else.
+        self.travel().await;
+        let Socket {
+            socket,
+            port,
+            floor,
+        } = self.socket().await?;
         // Before the second half of the delay: what the server says at once is under way meanwhile.
         let line = line::new(socket, self.one_way, Arc::clone(&self.open));
         self.travel().await;
         let record = Record::new();
-        let tap = TokioIo::new(Tap::new(line, Arc::clone(&record)));
-        match http1::handshake(tap).await {
+        Ok(Opened {
+            line: Tap::new(line, Arc::clone(&record)),
+            record,
+            port,
+            floor,
+        })
+    }
+
+    /// Opens a connection for a request of `kind`, which is the one to blame if it is closed early.
+    pub(crate) async fn connect(&self, kind: Kind) -> Result<Connection, Verdict> {
+        let Opened {
+            line,
+            record,
+            port,
+            floor,
+        } = self.line().await?;
+        match http1::handshake(TokioIo::new(line)).await {
             Ok((sender, driver)) => {
                 self.drive(driver, kind, port, Arc::clone(&record));
                 Ok(Connection {
@@ -166,6 +207,67 @@ impl Client {
             }
             Err(err) => Err(Verdict::lost(Outcome::Protocol, port, chain(&err))),
         }
+    }
+
+    /// One request on a connection that rests outside of hyper, which comes back if it is still open.
+    pub(crate) async fn lend(&self, lent: Socket, ask: Ask) -> (Exchange, Option<Socket>) {
+        let Socket {
+            socket,
+            port,
+            floor,
+        } = lent;
+        let record = Record::new();
+        let tap = TokioIo::new(Tap::new(socket, Arc::clone(&record)));
+        let (sender, driver) = match http1::handshake(tap).await {
+            Ok(parts) => parts,
+            Err(err) => {
+                let lost = Verdict::lost(Outcome::Protocol, port, chain(&err));
+                return (Exchange::Done(lost), None);
+            }
+        };
+        let mut connection = Connection {
+            sender,
+            record,
+            port,
+            floor,
+            fresh: false,
+            reusable: true,
+        };
+        let (mut driver, mut ended) = (Some(driver), None);
+        let exchange = {
+            let mut asked = pin!(self.exchange(&mut connection, ask));
+            std::future::poll_fn(|cx| {
+                // Dropped when it is done: only then does hyper refuse what it has not sent.
+                if let Some(driven) = &mut driver
+                    && let Poll::Ready(result) = driven.poll_without_shutdown(cx)
+                {
+                    ended = result.err().map(|err| chain(&err));
+                    driver = None;
+                }
+                asked.as_mut().poll(cx)
+            })
+            .await
+        };
+        let Some(driver) = driver.filter(|_| connection.reusable) else {
+            // Judged as open, and it is not: for instance because bytes came behind the answer.
+            if connection.record.finish() {
+                let detail = ended.unwrap_or_else(|| "hyper ended it after the answer".into());
+                self.book.closed(ask.kind, port, detail);
+            }
+            return (exchange, None);
+        };
+        let parts = driver.into_parts();
+        if !parts.read_buf.is_empty() {
+            let detail = format!("{} bytes came after the answer", parts.read_buf.len());
+            self.book.closed(ask.kind, port, detail);
+            return (exchange, None);
+        }
+        let socket = Socket {
+            socket: parts.io.into_inner().into_inner(),
+            port,
+            floor,
+        };
+        (exchange, Some(socket))
     }
 
     /// Lets hyper work on the connection; a resting one that ends is entered into the book.
@@ -196,6 +298,8 @@ impl Client {
     /// One request and its answer, to the last byte.
     pub(crate) async fn exchange(&self, connection: &mut Connection, ask: Ask) -> Exchange {
         connection.record.begin();
+        // An older generation that has gone cannot answer, whenever the connection was opened.
+        connection.floor = connection.floor.max(self.timeline.settled());
         let port = connection.port;
         let conversation = converse(&mut connection.sender, ask);
         let Ok(conversed) = tokio::time::timeout(self.timeout, conversation).await else {
@@ -323,7 +427,7 @@ impl Client {
         if generation < floor {
             return (
                 Outcome::OldGeneration,
-                format!("answered by {generation}, opened after {floor} was reported"),
+                format!("answered by {generation}, when it had to be {floor} or later"),
             );
         }
         let checked = ask.check(&answer.body).and_then(|greeting| {

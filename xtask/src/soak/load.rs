@@ -4,23 +4,17 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 
 use super::client::{Client, Connection, Exchange};
 use super::outcome::{Outcome, Verdict};
 use super::request::{Ask, Kind};
-use super::schedule::{Paced, Schedule, Shot, pace};
-
-/// An idle connection is used once in so many reloads …
-const IDLE_TURNS: usize = 5;
-/// … or this long after the group before it, if reloads are rare: a server may close what
-/// rests too long, and rightly so.
-const IDLE_PAUSE: Duration = Duration::from_secs(5);
+use super::schedule::{Paced, Pacer, Schedule, Shot};
 
 /// Connections opened at once, at the start: fewer than the shortest backlog takes.
 const OPEN_AT_A_TIME: u32 = 64;
@@ -112,12 +106,11 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Opens `connections` and starts sending.
+    /// Opens `connections`, then sends as `schedule` says, which is given the time of the start.
     pub(crate) async fn start(
         client: &Arc<Client>,
         connections: u32,
-        rate: u32,
-        seed: u64,
+        schedule: impl FnOnce(Instant) -> Schedule,
     ) -> Result<Self> {
         let rested = open(client, connections, Kind::KeepAlive).await?;
         let pool = Arc::new(Pool {
@@ -125,12 +118,12 @@ impl Load {
             rested: Mutex::new(rested.into()),
             extra: AtomicU64::new(0),
         });
+        let schedule = schedule(Instant::now());
         let stop = Arc::new(AtomicBool::new(false));
         let (shots, mut due) = mpsc::unbounded_channel();
-        let pacer = pace(
-            Schedule::new(Instant::now(), rate, seed),
-            Arc::clone(&stop),
-            shots,
+        let pacer = Pacer::new(Arc::clone(&stop)).run(
+            move |n| schedule.due(n),
+            move |n, _| shots.send(schedule.shot(n)).is_ok(),
         );
         let in_flight = TaskTracker::new();
         let dispatcher = tokio::spawn({
@@ -207,53 +200,6 @@ async fn open(client: &Arc<Client>, count: u32, kind: Kind) -> Result<Vec<Connec
     Ok(connections)
 }
 
-/// Connections that rest most of the time. While they do, hyper reads, so that an end is seen at once.
-#[derive(Debug)]
-pub(crate) struct Idle {
-    client: Arc<Client>,
-    connections: Vec<Option<Connection>>,
-}
-
-impl Idle {
-    /// Opens `count` connections.
-    pub(crate) async fn open(client: &Arc<Client>, count: u32) -> Result<Self> {
-        let connections = open(client, count, Kind::Idle)
-            .await?
-            .into_iter()
-            .map(Some)
-            .collect();
-        Ok(Self {
-            client: Arc::clone(client),
-            connections,
-        })
-    }
-
-    /// After each reload (`reloads` changes) uses a part of them, until `reloads` is dropped; then all.
-    pub(crate) async fn tend(mut self, mut reloads: watch::Receiver<u64>) {
-        for turn in 0.. {
-            match tokio::time::timeout(IDLE_PAUSE, reloads.changed()).await {
-                Ok(Err(_)) => break,
-                Ok(Ok(())) | Err(_) => self.use_some(turn % IDLE_TURNS, IDLE_TURNS).await,
-            }
-        }
-        self.use_some(0, 1).await;
-    }
-
-    /// All at a time: those that have to wait for a timeout do not make the others late.
-    async fn use_some(&mut self, first: usize, step: usize) {
-        let mut using = JoinSet::new();
-        for index in (first..self.connections.len()).step_by(step) {
-            let (client, connection) = (Arc::clone(&self.client), self.connections[index].take());
-            using.spawn(async move { (index, client.use_idle(connection).await) });
-        }
-        while let Some(used) = using.join_next().await {
-            if let Ok((index, connection)) = used {
-                self.connections[index] = connection;
-            }
-        }
-    }
-}
-
 impl Client {
     /// On a connection opened for it: not sent is lost.
     pub(crate) async fn first_exchange(&self, connection: &mut Connection, ask: Ask) -> Verdict {
@@ -264,25 +210,6 @@ impl Client {
                 0,
                 "a new connection was taken for a rested one".into(),
             ),
-        }
-    }
-
-    /// One request; a connection that is gone is replaced, so that later reloads meet one again.
-    async fn use_idle(&self, connection: Option<Connection>) -> Option<Connection> {
-        let ask = Ask::plain(Kind::Idle);
-        let due = Instant::now();
-        if let Some(mut connection) = connection.filter(Connection::is_open)
-            && let Exchange::Done(verdict) = self.exchange(&mut connection, ask).await
-        {
-            self.book.enter(ask.kind, due, verdict);
-            return self.rest(connection, ask.kind).await;
-        }
-        match self.connect(ask.kind).await {
-            Ok(connection) => self.rest(connection, ask.kind).await,
-            Err(verdict) => {
-                self.book.enter(ask.kind, due, verdict);
-                None
-            }
         }
     }
 }

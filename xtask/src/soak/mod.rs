@@ -4,8 +4,9 @@
 //!
 //! - [`args`], [`builds`] (two builds of `hello` and the place where one replaces the other),
 //!   [`server`] (the verbs, as an operator runs them), [`process`] (`/proc`, and the killing of what is left);
-//! - the load: [`schedule`] (which request leaves when), [`load`] (pool and idle connections),
-//!   [`client`] (one exchange, never repeated), [`request`] (what is asked, what is right);
+//! - the load: [`schedule`] (which request leaves when), [`load`] (the pool), [`idle`] (connections that rest),
+//!   [`client`] (one exchange, never repeated), [`request`] (what is asked, what is right),
+//!   [`websocket`] (sessions that count);
 //! - the wire, from the kernel up: [`mod@line`], [`delay`] (distance), [`tap`] (what the socket said last);
 //! - the verdict: [`outcome`] and [`book`] (each request), [`timeline`] (which reload, which
 //!   generation), [`reloads`] and [`probe`] (each reload), [`latency`], [`ending`] and [`counter`] (what is left
@@ -23,7 +24,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 mod args;
@@ -34,6 +34,7 @@ mod client;
 mod counter;
 mod delay;
 mod ending;
+mod idle;
 mod latency;
 mod line;
 mod load;
@@ -51,17 +52,21 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod timeline;
+mod websocket;
 
 pub(crate) use args::SoakArgs;
 use book::Book;
 use builds::Place;
 use client::Client;
+use idle::Idle;
 use latency::ms;
-use load::{Idle, Load};
+use load::Load;
 use reloads::Run;
-use results::{Holdings, LoadResults, Machine, Results, Timings};
+use results::{Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
+use schedule::Schedule;
 use server::Server;
 use timeline::Timeline;
+use websocket::Messages;
 
 /// From the sending of a request to the end of its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -143,7 +148,8 @@ async fn soak(args: SoakArgs) -> Result<ExitCode> {
 /// The soak itself, from the first start of the server to its stop.
 async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results> {
     place.deploy(timeline::Build::A)?;
-    let (server, status) = Server::start(place, &args.serve_args, &out.join("server.log")).await?;
+    let (server, status) =
+        Server::start(place, &args.serve_args(), &out.join("server.log")).await?;
     let timeline = Arc::new(Timeline::new(status.generation, place.greetings.clone()));
     let book = Arc::new(Book::new(Arc::clone(&timeline), &out.join("losses.log"))?);
     let client = Arc::new(Client {
@@ -158,11 +164,10 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     let counted_before = counter::requests(server.address).await?;
 
     let (machine, began) = (machine(), Instant::now());
-    let (reload_ended, reloads_seen) = watch::channel(0);
-    let idle = AbortOnDropHandle::new(tokio::spawn(
-        Idle::open(&client, args.idle).await?.tend(reloads_seen),
-    ));
-    let load = Load::start(&client, args.connections, args.rate, args.seed).await?;
+    let mut idle = Idle::open(&client, args.idle, args.idle_sample).await?;
+    let schedule = |start| Schedule::new(start, args.rate, args.seed);
+    let load = Load::start(&client, args.connections, schedule).await?;
+    let messages = Messages::start(&client, args.websockets, args.websocket_rate).await?;
     let show = AbortOnDropHandle::new(tokio::spawn(progress::show(Arc::clone(&book))));
     let run = Run {
         args: &args,
@@ -170,11 +175,10 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         server: &server,
         client: &client,
     };
-    let reloads = run.all(&reload_ended).await?;
+    let reloads = run.all(&mut idle).await?;
     tokio::time::sleep(TAIL + 4 * args.one_way()).await;
-    // Its end tells the idle connections to be used once more, all of them.
-    drop(reload_ended);
-    idle.await?;
+    let idle = IdleResults::of(args.idle, &reloads, idle.finish().await);
+    let websockets = messages.finish().await?;
     let sent = load.finish().await?;
     let lasted_s = began.elapsed().as_secs_f64();
     drop(show);
@@ -186,7 +190,14 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     ending.answers = account.answers;
     ending.strangers = ending::strangers(&account.pids, status.pid, &reloads);
     let holdings = Holdings::of(&reloads);
-    let checks = checks::all(account.totals, &reloads, &holdings, &ending);
+    let checks = checks::all(checks::Found {
+        totals: account.totals,
+        idle: &idle,
+        websockets,
+        reloads: &reloads,
+        holdings: &holdings,
+        ending: &ending,
+    });
     Ok(Results {
         passed: !checks.iter().any(checks::Check::failed),
         checks,
@@ -200,6 +211,9 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
             totals: account.totals,
             latencies: account.latencies,
         },
+        idle,
+        websockets,
+        moved: Moved::of(&reloads),
         timings: Timings::of(&reloads),
         holdings,
         ending,

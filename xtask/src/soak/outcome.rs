@@ -21,6 +21,8 @@ pub(crate) enum Outcome {
     Eof,
     /// The server closed the connection within the answer.
     Truncated,
+    /// The server ended the WebSocket session, in order, before the answer.
+    CloseFrame,
     /// No complete answer in time.
     Timeout,
     /// Status 5xx.
@@ -29,7 +31,12 @@ pub(crate) enum Outcome {
     OtherStatus,
     /// A complete answer with the wrong content.
     WrongBody,
-    /// Answered by the old generation, on a connection opened after the new one was reported to serve.
+    /// A WebSocket session's count was wrong, or its answers came in the wrong order.
+    WrongCount,
+    /// A WebSocket answer that echoes no message.
+    WrongEcho,
+    /// Answered by an old generation, on a connection opened after the new one was reported to serve, or
+    /// to a request sent after the old one was reported to have gone.
     OldGeneration,
     /// What came back was not HTTP, or the connection failed in a way that has no other name.
     Protocol,
@@ -39,16 +46,19 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Ok,
         Self::Refused,
         Self::Reset,
         Self::Eof,
         Self::Truncated,
+        Self::CloseFrame,
         Self::Timeout,
         Self::ServerError,
         Self::OtherStatus,
         Self::WrongBody,
+        Self::WrongCount,
+        Self::WrongEcho,
         Self::OldGeneration,
         Self::Protocol,
         Self::Client,
@@ -62,10 +72,13 @@ impl Outcome {
             Self::Reset => "reset",
             Self::Eof => "eof",
             Self::Truncated => "truncated",
+            Self::CloseFrame => "close-frame",
             Self::Timeout => "timeout",
             Self::ServerError => "5xx",
             Self::OtherStatus => "other-status",
             Self::WrongBody => "wrong-body",
+            Self::WrongCount => "wrong-count",
+            Self::WrongEcho => "wrong-echo",
             Self::OldGeneration => "old-generation",
             Self::Protocol => "protocol",
             Self::Client => "client",

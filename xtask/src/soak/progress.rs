@@ -39,7 +39,7 @@ pub(crate) fn clear() {
 
 fn line(second: &Second, totals: Totals) -> String {
     format!(
-        "{:6.1} s  reloads {}  generation {}  requests {}  ok {}  lost {}  closed {}  p50 {:.2} ms  p99 {:.2} ms",
+        "{:6.1} s  reloads {}  generation {}  requests {}  ok {}  lost {}  closed {}  reconnects {}  p50 {:.2} ms  p99 {:.2} ms",
         second.at_s,
         second.reloads,
         second.generation,
@@ -47,6 +47,7 @@ fn line(second: &Second, totals: Totals) -> String {
         totals.ok,
         totals.lost,
         totals.closed,
+        totals.forced_reconnects,
         second.p50_ms,
         second.p99_ms
     )

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::args::SoakArgs;
 use super::builds::Place;
 use super::client::Client;
+use super::idle::{Idle, Look};
 use super::latency::ms;
 use super::probe;
 use super::process::Holding;
@@ -33,8 +33,8 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Reloads until time or number is reached, and says so in `ended` after each.
-    pub(crate) async fn all(&self, ended: &watch::Sender<u64>) -> Result<Vec<Reload>> {
+    /// Reloads until time or number is reached, and checks the idle connections after each.
+    pub(crate) async fn all(&self, idle: &mut Idle) -> Result<Vec<Reload>> {
         let end = self.args.limit().map(|limit| Instant::now() + limit);
         let count = self.args.reloads.unwrap_or(u64::MAX);
         let mut reloads = Vec::new();
@@ -47,14 +47,14 @@ impl Run<'_> {
                 break;
             }
             due = Instant::now() + self.args.every;
-            let reload = self.one(number).await?;
+            let mut reload = self.one(number).await?;
+            reload.idle = idle.check().await;
             failed_in_a_row = if reload.failure.is_some() {
                 failed_in_a_row + 1
             } else {
                 0
             };
             reloads.push(reload);
-            ended.send_replace(number);
             if failed_in_a_row == MAX_FAILED_IN_A_ROW {
                 break;
             }
@@ -86,6 +86,10 @@ impl Run<'_> {
             ..Reloaded::default()
         });
 
+        if let (Some((generation, _)), Some(_)) = (reloaded.to, reloaded.drained) {
+            timeline.settle(generation);
+        }
+
         let first_answer = match reloaded.to {
             Some(_) => tokio::time::timeout(FIRST_ANSWER_TIMEOUT, prober)
                 .await
@@ -104,12 +108,15 @@ impl Run<'_> {
             first_answer_ms: first_answer.map(|at| ms(at.duration_since(began))),
             serving_ms: reloaded.serving.map(ms),
             drained_ms: reloaded.drained.map(ms),
+            drain_ms: reloaded.drain.map(ms),
             command_ms: ms(reloaded.took),
             bare_exec_ms: ms(bare_exec),
             moved: reloaded.moved,
+            moved_as: reloaded.moved_as,
             cut: reloaded.cut,
             holding: reloaded.to.and_then(|(_, pid)| Holding::of(pid).ok()),
             client_connections: self.client.open.load(Ordering::Relaxed) as u64,
+            idle: Look::default(),
         })
     }
 }

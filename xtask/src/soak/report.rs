@@ -22,6 +22,7 @@ pub(crate) fn write_json(results: &Results, dir: &Path) -> Result<()> {
 pub(crate) fn table(results: &Results) -> String {
     let sections = [
         outcomes(results),
+        kept(results),
         latencies(results),
         reloads(results),
         holdings(results),
@@ -31,7 +32,7 @@ pub(crate) fn table(results: &Results) -> String {
 }
 
 /// Aligned columns: the first to the left, the others to the right.
-fn align(rows: &[Vec<String>]) -> String {
+pub(crate) fn align(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|column| {
@@ -58,7 +59,7 @@ fn align(rows: &[Vec<String>]) -> String {
     text
 }
 
-fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
+pub(crate) fn cells<const N: usize>(cells: [&str; N]) -> Vec<String> {
     cells.map(str::to_owned).to_vec()
 }
 
@@ -99,7 +100,7 @@ fn outcomes(results: &Results) -> String {
     let mut text = align(&rows);
     let _ = writeln!(
         text,
-        "{} requests in {:.1} s, {} lost, {} connections closed; {} extra connections, worst lateness of the client {:.2} ms",
+        "{} requests and messages in {:.1} s, {} lost, {} connections closed; {} extra connections, worst lateness of the client {:.2} ms",
         totals.ended,
         results.lasted_s,
         totals.lost,
@@ -108,6 +109,34 @@ fn outcomes(results: &Results) -> String {
         results.load.worst_lateness_ms
     );
     text
+}
+
+/// What reloads find open: idle connections, sessions, and what moved.
+fn kept(results: &Results) -> String {
+    let (idle, sessions, moved) = (&results.idle, &results.websockets, &results.moved);
+    let totals = results.load.totals;
+    let as_what: Vec<String> = moved
+        .moved_as
+        .iter()
+        .map(|(kind, count)| format!("{count} {kind}"))
+        .collect();
+    format!(
+        "idle: {} connections, {} looks after reloads, {} closed; {} of {} requests answered\n\
+         websocket: {} sessions, {} of them unbroken, {} forced reconnects; {} messages\n\
+         moved: {} ({}), {} cut\n",
+        idle.connections,
+        idle.looks,
+        idle.closed,
+        idle.right,
+        idle.used,
+        sessions.sessions,
+        sessions.unbroken,
+        totals.forced_reconnects,
+        sessions.messages,
+        moved.moved,
+        as_what.join(", "),
+        moved.cut
+    )
 }
 
 fn latency_row(name: &str, latency: &Latency) -> Vec<String> {
@@ -160,6 +189,7 @@ fn reloads(results: &Results) -> String {
         ("command to reported commit", &timings.commit),
         ("server: request to accepting", &timings.serving),
         ("command to parent drained", &timings.drained),
+        ("server: draining to drained", &timings.drain),
         ("bare fork+exec (hello --version)", &timings.bare_exec),
     ] {
         rows.push(latency_row(name, latency));

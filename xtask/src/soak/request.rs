@@ -45,6 +45,9 @@ pub(crate) enum Kind {
     Upload,
     /// `/stream`, on a connection of the pool.
     Stream,
+    /// A message of a WebSocket session, at a time of its own schedule.
+    #[serde(rename = "websocket")]
+    WebSocket,
     /// `/hello` on a connection that rests most of the time. Not part of the schedule.
     Idle,
     /// `/healthz` on a new connection, during a reload. Not part of the schedule, and not
@@ -54,12 +57,13 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// In the order of the table.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::KeepAlive,
         Self::NewConnection,
         Self::Slow,
         Self::Upload,
         Self::Stream,
+        Self::WebSocket,
         Self::Idle,
         Self::Probe,
     ];
@@ -72,6 +76,7 @@ impl Kind {
             Self::Slow => "slow",
             Self::Upload => "upload",
             Self::Stream => "stream",
+            Self::WebSocket => "websocket",
             Self::Idle => "idle",
             Self::Probe => "probe",
         }
@@ -118,6 +123,7 @@ impl Ask {
             Kind::Slow => "/slow?ms=50",
             Kind::Upload => "/upload",
             Kind::Stream => "/stream?chunks=10&ms=5",
+            Kind::WebSocket => "/ws",
             Kind::Probe => "/healthz",
         };
         let (method, body) = match self.kind {
@@ -142,7 +148,7 @@ impl Ask {
     pub(crate) fn check(self, body: &[u8]) -> Result<Option<&str>, String> {
         match self.kind {
             Kind::KeepAlive | Kind::NewConnection | Kind::Idle => greeting(body).map(Some),
-            Kind::Slow | Kind::Probe => Ok(None),
+            Kind::Slow | Kind::WebSocket | Kind::Probe => Ok(None),
             Kind::Upload => check_upload(body).map(|()| None),
             Kind::Stream => check_stream(body).map(|()| None),
         }

@@ -7,8 +7,10 @@ use serde::Serialize;
 use super::args::SoakArgs;
 use super::book::{Loss, Second, Totals};
 use super::checks::Check;
+use super::idle::Look;
 use super::latency::Latency;
 use super::process::Holding;
+use super::websocket::Sessions;
 
 /// One reload.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -33,18 +35,82 @@ pub(crate) struct Reload {
     pub(crate) serving_ms: Option<f64>,
     /// From the start of the command to its report that the parent has gone.
     pub(crate) drained_ms: Option<f64>,
+    /// The server's own measure: from the start of the drain to the parent's end.
+    pub(crate) drain_ms: Option<f64>,
     /// From the start of the command to its end.
     pub(crate) command_ms: f64,
     /// Start to end of `hello --version` of the same binary, just before.
     pub(crate) bare_exec_ms: f64,
     /// Connections that moved.
     pub(crate) moved: u64,
+    /// The same, by what they were, as the server says it.
+    pub(crate) moved_as: BTreeMap<String, u64>,
     /// Connections that were cut.
     pub(crate) cut: u64,
     /// What the new generation holds after the command's end.
     pub(crate) holding: Option<Holding>,
     /// Connections that the client had open at that moment.
     pub(crate) client_connections: u64,
+    /// What the idle connections were like afterwards.
+    pub(crate) idle: Look,
+}
+
+/// What the reloads moved, in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Moved {
+    /// Moves of connections; one that lives through ten reloads moves ten times.
+    pub(crate) moved: u64,
+    /// The same, by what they were: `idle`, `answered`, `upgraded` and others.
+    pub(crate) moved_as: BTreeMap<String, u64>,
+    /// Connections cut at the drain deadline.
+    pub(crate) cut: u64,
+}
+
+impl Moved {
+    /// The sums.
+    pub(crate) fn of(reloads: &[Reload]) -> Self {
+        let mut all = Self::default();
+        for reload in reloads {
+            all.moved += reload.moved;
+            all.cut += reload.cut;
+            for (kind, count) in &reload.moved_as {
+                *all.moved_as.entry(kind.clone()).or_default() += count;
+            }
+        }
+        all
+    }
+}
+
+/// The idle connections over all reloads.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct IdleResults {
+    /// Connections opened at the start.
+    pub(crate) connections: u64,
+    /// How often one was looked at after a reload.
+    pub(crate) looks: u64,
+    /// Looks that found it closed, or not silent.
+    pub(crate) closed: u64,
+    /// Requests that they carried after reloads, and after the load.
+    pub(crate) used: u64,
+    /// Of these, answered rightly on a connection that stayed open.
+    pub(crate) right: u64,
+}
+
+impl IdleResults {
+    /// Of those after each reload, and of the `last` one.
+    pub(crate) fn of(connections: u32, reloads: &[Reload], last: Look) -> Self {
+        let mut all = Self {
+            connections: connections.into(),
+            ..Self::default()
+        };
+        for look in reloads.iter().map(|reload| reload.idle).chain([last]) {
+            all.looks += look.looked_at;
+            all.closed += look.looked_at - look.alive;
+            all.used += look.used;
+            all.right += look.right;
+        }
+        all
+    }
 }
 
 /// Times of all reloads.
@@ -60,6 +126,8 @@ pub(crate) struct Timings {
     pub(crate) serving: Latency,
     /// The command's start to its report that the parent has gone.
     pub(crate) drained: Latency,
+    /// The server's own: start of the drain to the parent's end.
+    pub(crate) drain: Latency,
     /// Median of `first_answer` over the median of `bare_exec`. The command itself is one
     /// fork+exec, and the new generation another: 2 is about the floor.
     pub(crate) first_answer_per_bare_exec: f64,
@@ -78,6 +146,7 @@ impl Timings {
             commit: Latency::of_each(reloads.iter().filter_map(|reload| reload.commit_ms)),
             serving: Latency::of_each(reloads.iter().filter_map(|reload| reload.serving_ms)),
             drained: Latency::of_each(reloads.iter().filter_map(|reload| reload.drained_ms)),
+            drain: Latency::of_each(reloads.iter().filter_map(|reload| reload.drain_ms)),
             first_answer_per_bare_exec: ratio(first_answer.p50_ms, bare_exec.p50_ms),
             bare_exec_share: ratio(bare_exec.p50_ms, first_answer.p50_ms),
             bare_exec,
@@ -225,6 +294,12 @@ pub(crate) struct Results {
     pub(crate) lasted_s: f64,
     /// The load and what became of it.
     pub(crate) load: LoadResults,
+    /// Connections that mostly rest.
+    pub(crate) idle: IdleResults,
+    /// WebSocket sessions; their messages are in `load`.
+    pub(crate) websockets: Sessions,
+    /// What the reloads did to connections.
+    pub(crate) moved: Moved,
     /// Times of the reloads, summed up.
     pub(crate) timings: Timings,
     /// Descriptors and memory over the reloads.
@@ -289,6 +364,36 @@ mod tests {
         );
         assert!((timings.bare_exec_share - 0.25).abs() < 0.01);
         assert_eq!(Timings::of(&[]).first_answer_per_bare_exec, 0.0);
+    }
+
+    #[test]
+    fn what_moved_is_summed_by_kind() {
+        let reload = |idle: u64, upgraded: u64| Reload {
+            moved: idle + upgraded,
+            moved_as: BTreeMap::from([("idle".into(), idle), ("upgraded".into(), upgraded)]),
+            ..Reload::default()
+        };
+        let moved = Moved::of(&[reload(3, 1), reload(4, 1)]);
+        let expected = BTreeMap::from([("idle".into(), 7), ("upgraded".into(), 2)]);
+        assert_eq!((moved.moved, moved.moved_as), (9, expected));
+    }
+
+    #[test]
+    fn every_look_counts() {
+        let look = |alive, right| Look {
+            looked_at: 10,
+            alive,
+            used: 4,
+            right,
+        };
+        let reload = |idle| Reload {
+            idle,
+            ..Reload::default()
+        };
+        let reloads = [reload(look(10, 4)), reload(look(9, 3))];
+        let idle = IdleResults::of(10, &reloads, look(10, 4));
+        assert_eq!((idle.looks, idle.closed), (30, 1));
+        assert_eq!((idle.used, idle.right), (12, 11));
     }
 
     #[test]

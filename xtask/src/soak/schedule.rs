@@ -10,8 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-
 use super::request::{Ask, Kind};
 
 /// Of a hundred requests, how many are of which kind.
@@ -41,21 +39,22 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// `rate` requests a second from `start` on.
+    /// `rate` requests a second from `start` on, of all kinds.
     pub(crate) fn new(start: Instant, rate: u32, seed: u64) -> Self {
         Self { start, rate, seed }
     }
 
     /// The `n`th request, from 0.
     pub(crate) fn shot(&self, n: u64) -> Shot {
-        // Whole nanoseconds from the start, not from the request before: rounding never adds up.
-        let (seconds, part) = (n / u64::from(self.rate), n % u64::from(self.rate));
-        let nanos = part * 1_000_000_000 / u64::from(self.rate);
-        let due = self.start + Duration::from_secs(seconds) + Duration::from_nanos(nanos);
         Shot {
             ask: self.ask(n),
-            due,
+            due: self.due(n),
         }
+    }
+
+    /// When it is due.
+    pub(crate) fn due(&self, n: u64) -> Instant {
+        due(self.start, self.rate, n)
     }
 
     fn ask(&self, n: u64) -> Ask {
@@ -77,6 +76,14 @@ impl Schedule {
     }
 }
 
+/// When the `n`th of `rate` a second is due, from 0.
+pub(crate) fn due(start: Instant, rate: u32, n: u64) -> Instant {
+    // Whole nanoseconds from the start, not from the one before: rounding never adds up.
+    let (seconds, part) = (n / u64::from(rate), n % u64::from(rate));
+    let nanos = part * 1_000_000_000 / u64::from(rate);
+    start + Duration::from_secs(seconds) + Duration::from_nanos(nanos)
+}
+
 /// Sebastiano Vigna's SplitMix64: a bijection that mixes well, in three lines.
 fn splitmix64(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -94,32 +101,43 @@ pub(crate) struct Paced {
     pub(crate) worst_lateness: Duration,
 }
 
-/// Hands out the requests at their due times until `stop` is set.
-///
-/// On a thread of its own: tokio's timers have a granularity of 1 ms, which would be
-/// added to every latency; a sleeping thread wakes some 50 µs late. What is overdue
-/// leaves at once, late but with its due time.
-pub(crate) fn pace(
-    schedule: Schedule,
+/// Hands out what is due, on a thread of its own: tokio's timers have a granularity of 1 ms, which would be
+/// added to every latency; a sleeping thread wakes some 50 µs late.
+#[derive(Debug)]
+pub(crate) struct Pacer {
     stop: Arc<AtomicBool>,
-    shots: mpsc::UnboundedSender<Shot>,
-) -> thread::JoinHandle<Paced> {
-    thread::spawn(move || {
-        let mut paced = Paced::default();
-        loop {
-            let shot = schedule.shot(paced.shots);
-            // At most a second, the interval at the lowest rate: `stop` is seen in time.
-            thread::sleep(shot.due.saturating_duration_since(Instant::now()));
-            if stop.load(Ordering::Relaxed) {
-                return paced;
+}
+
+impl Pacer {
+    /// Ends once `stop` is set.
+    pub(crate) fn new(stop: Arc<AtomicBool>) -> Self {
+        Self { stop }
+    }
+
+    /// Calls `hand_out` with 0, 1, 2 … at the times that `due` says, until it returns false. What
+    /// is overdue leaves at once, late but with its due time.
+    pub(crate) fn run(
+        self,
+        due: impl Fn(u64) -> Instant + Send + 'static,
+        mut hand_out: impl FnMut(u64, Instant) -> bool + Send + 'static,
+    ) -> thread::JoinHandle<Paced> {
+        thread::spawn(move || {
+            let mut paced = Paced::default();
+            loop {
+                let (number, due) = (paced.shots, due(paced.shots));
+                // At most a second, the interval at the lowest rate: `stop` is seen in time.
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                if self.stop.load(Ordering::Relaxed) {
+                    return paced;
+                }
+                paced.worst_lateness = paced.worst_lateness.max(due.elapsed());
+                paced.shots += 1;
+                if !hand_out(number, due) {
+                    return paced;
+                }
             }
-            paced.worst_lateness = paced.worst_lateness.max(shot.due.elapsed());
-            paced.shots += 1;
-            if shots.send(shot).is_err() {
-                return paced;
-            }
-        }
-    })
+        })
+    }
 }
 
 #[cfg(test)]
@@ -180,12 +198,16 @@ mod tests {
     #[test]
     fn the_pacer_skips_nothing_and_waits() {
         let start = Instant::now() - Duration::from_millis(100);
-        let (shots, mut taken) = mpsc::unbounded_channel();
+        let (shots, taken) = std::sync::mpsc::channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let pacer = pace(Schedule::new(start, 1000, 1), Arc::clone(&stop), shots);
+        let schedule = Schedule::new(start, 1000, 1);
+        let pacer = Pacer::new(Arc::clone(&stop)).run(
+            move |n| schedule.due(n),
+            move |n, _| shots.send(schedule.shot(n)).is_ok(),
+        );
         let mut count = 0;
         while count < 150 {
-            let shot = taken.blocking_recv().unwrap();
+            let shot = taken.recv().unwrap();
             assert!(shot.due <= Instant::now(), "request {count} left too early");
             assert_eq!(shot.due, start + Duration::from_millis(count));
             count += 1;

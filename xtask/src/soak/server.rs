@@ -1,5 +1,6 @@
 //! The server under test, as its operator sees it: `hello serve`, `status`, `reload`, `stop`.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -46,10 +47,18 @@ pub(crate) struct Reloaded {
     pub(crate) serving: Option<Duration>,
     /// From the start of the command to the line that says that the parent has gone.
     pub(crate) drained: Option<Duration>,
-    /// Connections that moved to the new generation, and that were cut.
+    /// The server's own measure: from its start of the drain to its end.
+    pub(crate) drain: Option<Duration>,
+    /// Since the request, in microseconds: when the drain began.
+    pub(crate) draining_at_us: Option<u64>,
+    /// Connections that moved to the new generation.
     pub(crate) moved: u64,
+    /// The same, by what they were: `idle`, `answered`, `upgraded` and others.
+    pub(crate) moved_as: BTreeMap<String, u64>,
     /// Connections cut at the drain deadline.
     pub(crate) cut: u64,
+    /// `drained` came without its counts, or with others than we know.
+    pub(crate) unintelligible: bool,
     /// From start to exit of the command.
     pub(crate) took: Duration,
     /// What it printed, both streams, for the report of a failure.
@@ -283,22 +292,46 @@ impl Reloaded {
                 self.serving = event["serving_us"].as_u64().map(Duration::from_micros);
                 Some(generation)
             }
+            ("phase", _) if event["phase"] == "draining" => {
+                self.draining_at_us = event["at_us"].as_u64();
+                None
+            }
             ("drained", _) => {
                 self.drained = Some(at);
-                let connections = &event["connections"];
-                self.moved = connections["moved"].as_u64().unwrap_or(0);
-                self.cut = connections["cut"]
-                    .as_array()
-                    .map_or(0, |cut| cut.len() as u64);
+                self.take_counts(&event["connections"]);
+                // 0: the successor answers, which does not know when the parent began.
+                let ended_at_us = event["at_us"].as_u64().filter(|us| *us > 0);
+                self.drain = ended_at_us
+                    .zip(self.draining_at_us)
+                    .and_then(|(end, begin)| Some(Duration::from_micros(end.checked_sub(begin)?)));
                 None
             }
             _ => None,
         }
     }
 
+    /// A count that is missing is an error of ours, and must not look like a good reload.
+    fn take_counts(&mut self, connections: &Value) {
+        let count = |name: &str| connections[name].as_u64();
+        let moved_as = connections["moved_as"].as_object();
+        let (Some(moved), Some(cut), Some(moved_as)) = (count("moved"), count("cut"), moved_as)
+        else {
+            self.unintelligible = true;
+            return;
+        };
+        (self.moved, self.cut) = (moved, cut);
+        self.moved_as = moved_as
+            .iter()
+            .map(|(kind, count)| (kind.clone(), count.as_u64().unwrap_or(0)))
+            .collect();
+    }
+
     /// Whether it did what it was asked for; if not, why.
     pub(crate) fn failure(&self) -> Option<String> {
         let why = match (self.exit, self.to) {
+            (Some(0), Some(_)) if self.unintelligible => {
+                "the counts of `drained` are not understood".into()
+            }
             (Some(0), Some(_)) if self.cut == 0 => return None,
             (Some(0), Some(_)) => format!("{} connections were cut", self.cut),
             (Some(0), None) => "exit code 0, but no generation was confirmed".into(),
@@ -331,9 +364,10 @@ mod tests {
     async fn a_reload_is_followed_line_by_line() {
         let script = r#"
             echo '{"event":"phase","reload":1,"phase":"starting","pid":null,"at_us":3}'
+            echo '{"event":"phase","reload":1,"phase":"draining","pid":6,"at_us":4000}'
             echo '{"event":"reloaded","reload":1,"result":"confirmed","from":{"generation":1,"pid":5},"to":{"generation":2,"pid":6},"serving_us":4100,"listeners":{}}'
             sleep 0.2
-            echo '{"event":"drained","reload":1,"at_us":9,"connections":{"moved":7,"drained":0,"cut":["x"]}}'
+            echo '{"event":"drained","reload":1,"at_us":9000,"connections":{"moved":7,"moved_as":{"idle":5,"upgraded":2},"drained":0,"cut":1,"named":["x"]}}'
             echo done >&2"#;
         let mut command = Command::new("/bin/sh");
         let child = command
@@ -357,7 +391,10 @@ mod tests {
         );
         assert!(reloaded.drained.unwrap() >= Duration::from_millis(200));
         assert_eq!(reloaded.serving, Some(Duration::from_micros(4100)));
+        assert_eq!(reloaded.drain, Some(Duration::from_millis(5)));
         assert_eq!((reloaded.moved, reloaded.cut), (7, 1));
+        let moved_as = [("idle".to_owned(), 5), ("upgraded".to_owned(), 2)];
+        assert_eq!(reloaded.moved_as, BTreeMap::from(moved_as));
         assert!(
             reloaded
                 .failure()
@@ -365,6 +402,21 @@ mod tests {
                 .starts_with("1 connections were cut")
         );
         assert!(reloaded.output.ends_with("done\n"));
+    }
+
+    #[test]
+    fn counts_of_another_kind_do_not_pass_for_zeros() {
+        let mut reloaded = Reloaded {
+            exit: Some(0),
+            to: Some((2, 6)),
+            ..Reloaded::default()
+        };
+        reloaded.take_event(
+            r#"{"event":"drained","at_us":9,"connections":{"moved":7,"moved_as":{},"cut":["x"]}}"#,
+            Duration::ZERO,
+        );
+        let failure = reloaded.failure().unwrap();
+        assert!(failure.starts_with("the counts"), "{failure}");
     }
 
     #[test]

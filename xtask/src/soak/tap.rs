@@ -156,6 +156,11 @@ impl<S> Tap<S> {
     pub(crate) fn new(socket: S, record: Arc<Record>) -> Self {
         Self { socket, record }
     }
+
+    /// Stops listening in.
+    pub(crate) fn into_inner(self) -> S {
+        self.socket
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {

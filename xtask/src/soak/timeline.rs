@@ -45,6 +45,8 @@ struct State {
     /// `None` while the reload is under way.
     ended: Option<Instant>,
     committed: u64,
+    /// All generations before it have gone.
+    settled: u64,
     builds: BTreeMap<u64, Build>,
     greetings: [Option<String>; 2],
 }
@@ -65,6 +67,7 @@ impl Timeline {
             begun: start,
             ended: Some(start),
             committed: generation,
+            settled: generation,
             builds: BTreeMap::from([(generation, Build::A)]),
             greetings,
         };
@@ -100,6 +103,22 @@ impl Timeline {
     pub(crate) fn commit(&self, generation: u64) {
         let mut state = self.state();
         state.committed = state.committed.max(generation);
+    }
+
+    /// The command reported that the generation before `generation` has gone.
+    ///
+    /// If that of an older one was not reported, it may be there still, and nothing is settled.
+    pub(crate) fn settle(&self, generation: u64) {
+        let mut state = self.state();
+        if generation == state.settled + 1 {
+            state.settled = generation;
+        }
+    }
+
+    /// The oldest generation that can be there: a request that is sent from now on cannot be
+    /// answered by an older one, on whatever connection.
+    pub(crate) fn settled(&self) -> u64 {
+        self.state().settled
     }
 
     /// The reload's command has ended, whatever its result.
@@ -182,6 +201,16 @@ mod tests {
         assert_eq!(timeline.check_greeting(2, "eee"), Ok(()));
         assert_eq!(timeline.committed(), 2);
         assert_eq!(timeline.now().reload, 2);
+    }
+
+    #[test]
+    fn only_an_unbroken_row_of_departures_settles() {
+        let timeline = Timeline::new(1, [None, None]);
+        assert_eq!(timeline.settled(), 1);
+        timeline.settle(2);
+        assert_eq!(timeline.settled(), 2);
+        timeline.settle(4);
+        assert_eq!(timeline.settled(), 2, "generation 2 may drain still");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Many requests, the prober, the counter.
 
-use super::super::load::{Idle, Load};
+use super::super::load::Load;
+use super::super::schedule::Schedule;
 use super::super::{counter, probe};
 use super::*;
 
@@ -61,27 +62,19 @@ async fn the_counter_is_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_load_counts_all_it_sends() {
     let world = World::against(&[&[Do::Read]]).await;
-    let (ended, seen) = tokio::sync::watch::channel(0);
-    let idle = tokio::spawn(Idle::open(&world.client, 3).await.unwrap().tend(seen));
-    let load = Load::start(&world.client, 5, 400, 1).await.unwrap();
+    let load = Load::start(&world.client, 5, |start| Schedule::new(start, 400, 1))
+        .await
+        .unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
-    drop(ended);
-    idle.await.unwrap();
     let sent = load.finish().await.unwrap();
     let account = world.account();
-    let scheduled: u64 = account
-        .counts
-        .iter()
-        .filter(|(kind, _)| **kind != "idle")
-        .flat_map(|(_, outcomes)| outcomes.values())
-        .sum();
+    let scheduled: u64 = account.counts.values().flat_map(|row| row.values()).sum();
     assert!(sent.paced.shots >= 80, "{sent:?}");
     assert_eq!(scheduled, sent.paced.shots, "each request has an outcome");
     assert_eq!(
         account.totals.lost, account.totals.ended,
         "this server never answers"
     );
-    assert_eq!(account.counts["idle"].values().sum::<u64>(), 3);
     assert!(sent.extra > 0);
     assert_eq!(account.totals.closed, 0, "a request was under way on each");
 }

@@ -17,7 +17,9 @@ use super::timeline::Timeline;
 
 mod answers;
 mod connections;
+mod idle;
 mod load;
+mod sessions;
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\nx-generation: 1\r\nx-pid: 42\r\ncontent-length: 16\r\n\r\nhello world eee\n";
 const HEALTHY: &str = "HTTP/1.1 200 OK\r\nx-generation: 2\r\ncontent-length: 0\r\n\r\n";
@@ -118,6 +120,15 @@ impl World {
 
     fn account(&self) -> Account {
         self.client.book.account()
+    }
+
+    /// Waits for the book to have so many requests and messages that ended.
+    async fn ended(&self, count: u64) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.client.book.totals().ended < count {
+            assert!(Instant::now() < deadline, "{:?}", self.client.book.totals());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     /// Waits for the book to have as many closed connections.
