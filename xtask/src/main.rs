@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod soak;
 
 /// What developers and CI run, besides cargo's own commands.
@@ -18,11 +19,13 @@ struct Cli {
 enum Task {
     /// Reload `hello` again and again under load, and prove that no client notices.
     Soak(soak::SoakArgs),
+    Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Soak(args) => soak::run(args),
+        Task::Bench(args) => bench::run(args),
     };
     outcome.unwrap_or_else(|err| {
         eprintln!("error: {err:#}");

@@ -143,7 +143,7 @@ impl SoakArgs {
 }
 
 /// `500ms`, `1.5s`, `2m`, `1h`: a number and its unit.
-fn parse_duration(text: &str) -> Result<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
     let split = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .context("a unit is missing: ms, s, m or h")?;
@@ -170,7 +170,11 @@ fn as_seconds<S: Serializer>(
     duration.map(|d| d.as_secs_f64()).serialize(serializer)
 }
 
-fn as_seconds_always<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+/// For the JSON: a duration in seconds.
+pub(crate) fn as_seconds_always<S: Serializer>(
+    duration: &Duration,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.serialize_f64(duration.as_secs_f64())
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
+use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::latency::{Histograms, Latency};
@@ -241,6 +242,11 @@ impl Book {
     /// The sums until now.
     pub(crate) fn totals(&self) -> Totals {
         self.state().totals()
+    }
+
+    /// Of all scheduled requests until now, in microseconds.
+    pub(crate) fn latencies(&self) -> Histogram<u64> {
+        self.state().latencies.all().clone()
     }
 
     /// The end of the book.

@@ -27,6 +27,11 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
+    /// An empty one for what is to be a latency.
+    pub(crate) fn histogram() -> Result<Histogram<u64>> {
+        Ok(Histogram::new_with_bounds(1, MAX_LATENCY_US, 3)?)
+    }
+
     /// Of a histogram of microseconds.
     pub(crate) fn of(histogram: &Histogram<u64>) -> Self {
         if histogram.is_empty() {
@@ -47,7 +52,7 @@ impl Latency {
 
     /// Of single measurements.
     pub(crate) fn of_each(each: impl IntoIterator<Item = f64>) -> Self {
-        let Ok(mut histogram) = Histogram::new_with_bounds(1, MAX_LATENCY_US, 3) else {
+        let Ok(mut histogram) = Self::histogram() else {
             return Self::default();
         };
         for ms in each {
@@ -75,7 +80,7 @@ pub(crate) struct Histograms {
 impl Histograms {
     /// Empty ones.
     pub(crate) fn new() -> Result<Self> {
-        let empty = Histogram::new_with_bounds(1, MAX_LATENCY_US, 3)?;
+        let empty = Latency::histogram()?;
         Ok(Self {
             by_kind: std::array::from_fn(|_| empty.clone()),
             all: empty.clone(),
@@ -101,6 +106,11 @@ impl Histograms {
         ] {
             histogram.saturating_record(us);
         }
+    }
+
+    /// Of all.
+    pub(crate) fn all(&self) -> &Histogram<u64> {
+        &self.all
     }
 
     /// Of the requests since the last call.

@@ -54,18 +54,20 @@ mod tests;
 mod timeline;
 mod websocket;
 
-pub(crate) use args::SoakArgs;
-use book::Book;
-use builds::Place;
-use client::Client;
+pub(crate) use args::{SoakArgs, as_seconds_always, parse_duration};
+pub(crate) use book::Book;
+pub(crate) use builds::Place;
+pub(crate) use client::Client;
 use idle::Idle;
+pub(crate) use latency::Latency;
 use latency::ms;
-use load::Load;
+pub(crate) use load::Load;
 use reloads::Run;
+pub(crate) use report::align;
 use results::{Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
-use schedule::Schedule;
-use server::Server;
-use timeline::Timeline;
+pub(crate) use schedule::Schedule;
+pub(crate) use server::{Reloaded, Server};
+pub(crate) use timeline::{Build, Timeline};
 use websocket::Messages;
 
 /// From the sending of a request to the end of its answer.
@@ -121,8 +123,7 @@ fn interrupted() -> Result<impl Future<Output = ()>> {
 
 async fn soak(args: SoakArgs) -> Result<ExitCode> {
     let root = workspace_root();
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let target = target_directory();
     let out = args
         .out
         .clone()
@@ -147,7 +148,7 @@ async fn soak(args: SoakArgs) -> Result<ExitCode> {
 
 /// The soak itself, from the first start of the server to its stop.
 async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results> {
-    place.deploy(timeline::Build::A)?;
+    place.deploy(Build::A)?;
     let (server, status) =
         Server::start(place, &args.serve_args(), &out.join("server.log")).await?;
     let timeline = Arc::new(Timeline::new(status.generation, place.greetings.clone()));
@@ -225,7 +226,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
 }
 
 /// Lets the client have as many connections as the system allows. Returns how many.
-fn allow_descriptors() -> Result<usize> {
+pub(crate) fn allow_descriptors() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(
         Resource::Nofile,
@@ -252,8 +253,14 @@ fn machine() -> Machine {
 }
 
 /// `cargo run` says where this package is; the binary itself remembers where it was built.
-fn workspace_root() -> PathBuf {
+pub(crate) fn workspace_root() -> PathBuf {
     let package = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     package.parent().map_or(package.clone(), Path::to_owned)
+}
+
+/// Where cargo puts what it builds.
+pub(crate) fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace_root().join("target"), PathBuf::from)
 }

@@ -167,9 +167,10 @@ fn latencies(results: &Results) -> String {
         .iter()
         .map(|kind| kind.name())
         .chain(["all", "met-reload", "met-none"]);
-    rows.extend(
-        names.filter_map(|name| Some(latency_row(name, results.load.latencies.get(name)?))),
-    );
+    rows.extend(names.filter_map(|name| {
+        let latency = results.load.latencies.get(name)?;
+        (latency.count > 0).then(|| latency_row(name, latency))
+    }));
     align(&rows)
 }
 

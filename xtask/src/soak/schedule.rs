@@ -36,12 +36,26 @@ pub(crate) struct Schedule {
     start: Instant,
     rate: u32,
     seed: u64,
+    mix: &'static [(Kind, u64)],
 }
 
 impl Schedule {
     /// `rate` requests a second from `start` on, of all kinds.
     pub(crate) fn new(start: Instant, rate: u32, seed: u64) -> Self {
-        Self { start, rate, seed }
+        Self {
+            start,
+            rate,
+            seed,
+            mix: &MIX,
+        }
+    }
+
+    /// The same with requests of one kind: for figures that must not depend on the mix.
+    pub(crate) fn of_keep_alive(self) -> Self {
+        Self {
+            mix: &[(Kind::KeepAlive, 100)],
+            ..self
+        }
     }
 
     /// The `n`th request, from 0.
@@ -62,7 +76,7 @@ impl Schedule {
         // the same whoever asks for it, in whatever order.
         let random = splitmix64(self.seed ^ splitmix64(n));
         let mut left = random % 100;
-        for (kind, share) in MIX {
+        for &(kind, share) in self.mix {
             if left < share {
                 // The top bit did not take part in the choice above.
                 return Ask {

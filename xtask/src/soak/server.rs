@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 use tokio::process::{Child, Command};
 
 use super::builds::Place;
@@ -127,6 +128,21 @@ impl<'a> Server<'a> {
         tokio::time::timeout(COMMAND_TIMEOUT, follow)
             .await
             .with_context(|| format!("`hello reload` has not ended after {COMMAND_TIMEOUT:?}"))?
+    }
+
+    /// The same without a command, which would take time from somebody: on the control socket.
+    pub(crate) async fn reload_by_socket(&self, committed: impl FnMut(u64)) -> Result<Reloaded> {
+        let mut path = self.place.pidfile().into_os_string();
+        path.push(".sock");
+        let began = Instant::now();
+        let follow = async {
+            let socket = UnixStream::connect(&path).await?;
+            follow_socket(socket, began, committed).await
+        };
+        tokio::time::timeout(COMMAND_TIMEOUT, follow)
+            .await
+            .with_context(|| format!("the reload has not ended after {COMMAND_TIMEOUT:?}"))?
+            .with_context(|| format!("on `{}`", path.display()))
     }
 
     /// Runs `hello --version`: starting and ending the binary, and nothing else.
@@ -257,15 +273,10 @@ async fn follow_reload(
     let mut errors = String::new();
     let mut reloaded = Reloaded::default();
     // Both at a time: a full pipe would stop the command.
-    let (read_errors, read_events) = tokio::join!(stderr.read_to_string(&mut errors), async {
-        let mut lines = BufReader::new(stdout).lines();
-        while let Some(line) = lines.next_line().await? {
-            if let Some(generation) = reloaded.take_event(&line, began.elapsed()) {
-                committed(generation);
-            }
-        }
-        anyhow::Ok(())
-    });
+    let (read_errors, read_events) = tokio::join!(
+        stderr.read_to_string(&mut errors),
+        reloaded.take_events(stdout, began, &mut committed)
+    );
     read_errors?;
     read_events?;
     reloaded.exit = child.wait().await?.code();
@@ -274,7 +285,37 @@ async fn follow_reload(
     Ok(reloaded)
 }
 
+/// Asks for a reload on the control socket, and follows it to the end of the process that was asked.
+async fn follow_socket(
+    mut socket: UnixStream,
+    began: Instant,
+    mut committed: impl FnMut(u64),
+) -> Result<Reloaded> {
+    let mut reloaded = Reloaded::default();
+    socket.write_all(b"{\"verb\":\"reload\"}\n").await?;
+    reloaded.take_events(socket, began, &mut committed).await?;
+    reloaded.exit = Some(i32::from(reloaded.to.is_none()));
+    reloaded.took = began.elapsed();
+    Ok(reloaded)
+}
+
 impl Reloaded {
+    /// Events, one a line, until they end.
+    async fn take_events(
+        &mut self,
+        events: impl AsyncRead + Unpin,
+        began: Instant,
+        committed: &mut impl FnMut(u64),
+    ) -> Result<()> {
+        let mut lines = BufReader::new(events).lines();
+        while let Some(line) = lines.next_line().await? {
+            if let Some(generation) = self.take_event(&line, began.elapsed()) {
+                committed(generation);
+            }
+        }
+        Ok(())
+    }
+
     /// One line of `hello reload --json`. Returns the generation that it says serves now.
     fn take_event(&mut self, line: &str, at: Duration) -> Option<u64> {
         self.output.push_str(line);
