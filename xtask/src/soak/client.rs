@@ -5,10 +5,8 @@
 //! connection, and the request, never sent, goes out on another ([`Exchange::Unsent`]).
 
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
@@ -25,6 +23,8 @@ use super::outcome::{Outcome, Verdict};
 use super::request::{Ask, Kind, RequestBody};
 use super::tap::{End, Record, Tap};
 use super::timeline::Timeline;
+
+mod lent;
 
 /// No answer of the demo application comes near it.
 const MAX_BODY: usize = 1 << 20;
@@ -207,67 +207,6 @@ impl Client {
             }
             Err(err) => Err(Verdict::lost(Outcome::Protocol, port, chain(&err))),
         }
-    }
-
-    /// One request on a connection that rests outside of hyper, which comes back if it is still open.
-    pub(crate) async fn lend(&self, lent: Socket, ask: Ask) -> (Exchange, Option<Socket>) {
-        let Socket {
-            socket,
-            port,
-            floor,
-        } = lent;
-        let record = Record::new();
-        let tap = TokioIo::new(Tap::new(socket, Arc::clone(&record)));
-        let (sender, driver) = match http1::handshake(tap).await {
-            Ok(parts) => parts,
-            Err(err) => {
-                let lost = Verdict::lost(Outcome::Protocol, port, chain(&err));
-                return (Exchange::Done(lost), None);
-            }
-        };
-        let mut connection = Connection {
-            sender,
-            record,
-            port,
-            floor,
-            fresh: false,
-            reusable: true,
-        };
-        let (mut driver, mut ended) = (Some(driver), None);
-        let exchange = {
-            let mut asked = pin!(self.exchange(&mut connection, ask));
-            std::future::poll_fn(|cx| {
-                // Dropped when it is done: only then does hyper refuse what it has not sent.
-                if let Some(driven) = &mut driver
-                    && let Poll::Ready(result) = driven.poll_without_shutdown(cx)
-                {
-                    ended = result.err().map(|err| chain(&err));
-                    driver = None;
-                }
-                asked.as_mut().poll(cx)
-            })
-            .await
-        };
-        let Some(driver) = driver.filter(|_| connection.reusable) else {
-            // Judged as open, and it is not: for instance because bytes came behind the answer.
-            if connection.record.finish() {
-                let detail = ended.unwrap_or_else(|| "hyper ended it after the answer".into());
-                self.book.closed(ask.kind, port, detail);
-            }
-            return (exchange, None);
-        };
-        let parts = driver.into_parts();
-        if !parts.read_buf.is_empty() {
-            let detail = format!("{} bytes came after the answer", parts.read_buf.len());
-            self.book.closed(ask.kind, port, detail);
-            return (exchange, None);
-        }
-        let socket = Socket {
-            socket: parts.io.into_inner().into_inner(),
-            port,
-            floor,
-        };
-        (exchange, Some(socket))
     }
 
     /// Lets hyper work on the connection; a resting one that ends is entered into the book.

@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`args`], [`builds`] (two builds of `hello` and the place where one replaces the other),
-//!   [`server`] (the verbs, as an operator runs them), [`process`] (`/proc`, and the killing of what is left);
+//!   [`server`] (the verbs, as an operator runs them), [`reloaded`] (what a reload says), [`process`] (`/proc`, and the killing of what is left);
 //! - the load: [`schedule`] (which request leaves when), [`load`] (the pool), [`idle`] (connections that rest),
 //!   [`client`] (one exchange, never repeated), [`request`] (what is asked, what is right),
 //!   [`websocket`] (sessions that count);
@@ -15,6 +15,7 @@
 //! Everything is bounded in time and count. Whatever ends the soak, [`builds::Place`] kills
 //! what it started.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ mod outcome;
 mod probe;
 mod process;
 mod progress;
+mod reloaded;
 mod reloads;
 mod report;
 mod request;
@@ -62,11 +64,12 @@ use idle::Idle;
 pub(crate) use latency::Latency;
 use latency::ms;
 pub(crate) use load::Load;
+pub(crate) use reloaded::Reloaded;
 use reloads::Run;
 pub(crate) use report::align;
 use results::{Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
 pub(crate) use schedule::Schedule;
-pub(crate) use server::{Reloaded, Server};
+pub(crate) use server::Server;
 pub(crate) use timeline::{Build, Timeline};
 use websocket::Messages;
 
@@ -153,15 +156,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         Server::start(place, &args.serve_args(), &out.join("server.log")).await?;
     let timeline = Arc::new(Timeline::new(status.generation, place.greetings.clone()));
     let book = Arc::new(Book::new(Arc::clone(&timeline), &out.join("losses.log"))?);
-    let client = Arc::new(Client {
-        target: server.address,
-        one_way: args.one_way(),
-        timeout: REQUEST_TIMEOUT + 2 * args.one_way(),
-        max_open: allow_descriptors()?,
-        open: Arc::new(AtomicUsize::new(0)),
-        timeline: Arc::clone(&timeline),
-        book: Arc::clone(&book),
-    });
+    let client = client(&args, server.address, timeline, &book)?;
     let counted_before = counter::requests(server.address).await?;
 
     let (machine, began) = (machine(), Instant::now());
@@ -223,6 +218,24 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         losses: account.losses,
         args,
     })
+}
+
+/// The client of all the load.
+fn client(
+    args: &SoakArgs,
+    target: SocketAddr,
+    timeline: Arc<Timeline>,
+    book: &Arc<Book>,
+) -> Result<Arc<Client>> {
+    Ok(Arc::new(Client {
+        target,
+        one_way: args.one_way(),
+        timeout: REQUEST_TIMEOUT + 2 * args.one_way(),
+        max_open: allow_descriptors()?,
+        open: Arc::new(AtomicUsize::new(0)),
+        timeline,
+        book: Arc::clone(book),
+    }))
 }
 
 /// Lets the client have as many connections as the system allows. Returns how many.

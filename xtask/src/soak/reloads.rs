@@ -14,8 +14,9 @@ use super::idle::{Idle, Look};
 use super::latency::ms;
 use super::probe;
 use super::process::Holding;
+use super::reloaded::Reloaded;
 use super::results::Reload;
-use super::server::{Reloaded, Server};
+use super::server::Server;
 use super::timeline::Build;
 
 /// After so many reloads failed in a row the rest would tell nothing new.

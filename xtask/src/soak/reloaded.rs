@@ -1,0 +1,252 @@
+//! How a reload went, from the events that the server sends.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::process::Child;
+
+/// How `hello reload` went.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reloaded {
+    /// Its exit code; `None`: killed.
+    pub(crate) exit: Option<i32>,
+    /// The new generation and its process, if one was confirmed.
+    pub(crate) to: Option<(u64, u32)>,
+    /// From the start of the command to the line that says so.
+    pub(crate) confirmed: Option<Duration>,
+    /// What the server measured: from the request to its accepting.
+    pub(crate) serving: Option<Duration>,
+    /// From the start of the command to the line that says that the parent has gone.
+    pub(crate) drained: Option<Duration>,
+    /// The server's own measure: from its start of the drain to its end.
+    pub(crate) drain: Option<Duration>,
+    /// Since the request, in microseconds: when the drain began.
+    pub(crate) draining_at_us: Option<u64>,
+    /// Connections that moved to the new generation.
+    pub(crate) moved: u64,
+    /// The same, by what they were: `idle`, `answered`, `upgraded` and others.
+    pub(crate) moved_as: BTreeMap<String, u64>,
+    /// Connections cut at the drain deadline.
+    pub(crate) cut: u64,
+    /// `drained` came without its counts, or with others than we know.
+    pub(crate) unintelligible: bool,
+    /// From start to exit of the command.
+    pub(crate) took: Duration,
+    /// What it printed, both streams, for the report of a failure.
+    pub(crate) output: String,
+}
+
+/// Follows `hello reload --json`, begun at `began`, to its end.
+pub(crate) async fn follow_reload(
+    mut child: Child,
+    began: Instant,
+    mut committed: impl FnMut(u64),
+) -> Result<Reloaded> {
+    let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        bail!("`hello reload` has no output");
+    };
+    let mut errors = String::new();
+    let mut reloaded = Reloaded::default();
+    // Both at a time: a full pipe would stop the command.
+    let (read_errors, read_events) = tokio::join!(
+        stderr.read_to_string(&mut errors),
+        reloaded.take_events(stdout, began, &mut committed)
+    );
+    read_errors?;
+    read_events?;
+    reloaded.exit = child.wait().await?.code();
+    reloaded.took = began.elapsed();
+    reloaded.output.push_str(&errors);
+    Ok(reloaded)
+}
+
+/// Asks for a reload on the control socket, and follows it to the end of the process that was asked.
+pub(crate) async fn follow_socket(
+    mut socket: UnixStream,
+    began: Instant,
+    mut committed: impl FnMut(u64),
+) -> Result<Reloaded> {
+    let mut reloaded = Reloaded::default();
+    socket.write_all(b"{\"verb\":\"reload\"}\n").await?;
+    reloaded.take_events(socket, began, &mut committed).await?;
+    reloaded.exit = Some(i32::from(reloaded.to.is_none()));
+    reloaded.took = began.elapsed();
+    Ok(reloaded)
+}
+
+impl Reloaded {
+    /// Events, one a line, until they end.
+    async fn take_events(
+        &mut self,
+        events: impl AsyncRead + Unpin,
+        began: Instant,
+        committed: &mut impl FnMut(u64),
+    ) -> Result<()> {
+        let mut lines = BufReader::new(events).lines();
+        while let Some(line) = lines.next_line().await? {
+            if let Some(generation) = self.take_event(&line, began.elapsed()) {
+                committed(generation);
+            }
+        }
+        Ok(())
+    }
+
+    /// One line of `hello reload --json`. Returns the generation that it says serves now.
+    fn take_event(&mut self, line: &str, at: Duration) -> Option<u64> {
+        self.output.push_str(line);
+        self.output.push('\n');
+        let event: Value = serde_json::from_str(line).ok()?;
+        match (event["event"].as_str()?, event["result"].as_str()) {
+            ("reloaded", Some("confirmed")) => {
+                let to = &event["to"];
+                let generation = to["generation"].as_u64()?;
+                self.to = Some((
+                    generation,
+                    to["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())?,
+                ));
+                self.confirmed = Some(at);
+                self.serving = event["serving_us"].as_u64().map(Duration::from_micros);
+                Some(generation)
+            }
+            ("phase", _) if event["phase"] == "draining" => {
+                self.draining_at_us = event["at_us"].as_u64();
+                None
+            }
+            ("drained", _) => {
+                self.drained = Some(at);
+                self.take_counts(&event["connections"]);
+                // 0: the successor answers, which does not know when the parent began.
+                let ended_at_us = event["at_us"].as_u64().filter(|us| *us > 0);
+                self.drain = ended_at_us
+                    .zip(self.draining_at_us)
+                    .and_then(|(end, begin)| Some(Duration::from_micros(end.checked_sub(begin)?)));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// A count that is missing is an error of ours, and must not look like a good reload.
+    fn take_counts(&mut self, connections: &Value) {
+        let count = |name: &str| connections[name].as_u64();
+        let moved_as = connections["moved_as"].as_object();
+        let (Some(moved), Some(cut), Some(moved_as)) = (count("moved"), count("cut"), moved_as)
+        else {
+            self.unintelligible = true;
+            return;
+        };
+        (self.moved, self.cut) = (moved, cut);
+        self.moved_as = moved_as
+            .iter()
+            .map(|(kind, count)| (kind.clone(), count.as_u64().unwrap_or(0)))
+            .collect();
+    }
+
+    /// Whether it did what it was asked for; if not, why.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let why = match (self.exit, self.to) {
+            (Some(0), Some(_)) if self.unintelligible => {
+                "the counts of `drained` are not understood".into()
+            }
+            (Some(0), Some(_)) if self.cut == 0 => return None,
+            (Some(0), Some(_)) => format!("{} connections were cut", self.cut),
+            (Some(0), None) => "exit code 0, but no generation was confirmed".into(),
+            (Some(code), _) => format!("exit code {code}"),
+            (None, _) => "killed by a signal".into(),
+        };
+        Some(format!("{why}: {}", self.output.trim()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use tokio::process::Command;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_reload_is_followed_line_by_line() {
+        let script = r#"
+            echo '{"event":"phase","reload":1,"phase":"starting","pid":null,"at_us":3}'
+            echo '{"event":"phase","reload":1,"phase":"draining","pid":6,"at_us":4000}'
+            echo '{"event":"reloaded","reload":1,"result":"confirmed","from":{"generation":1,"pid":5},"to":{"generation":2,"pid":6},"serving_us":4100,"listeners":{}}'
+            sleep 0.2
+            echo '{"event":"drained","reload":1,"at_us":9000,"connections":{"moved":7,"moved_as":{"idle":5,"upgraded":2},"drained":0,"cut":1,"named":["x"]}}'
+            echo done >&2"#;
+        let mut command = Command::new("/bin/sh");
+        let child = command
+            .args(["-c", script])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let began = Instant::now();
+        let mut commits = Vec::new();
+        let reloaded = follow_reload(child, began, |generation| {
+            commits.push((generation, began.elapsed()));
+        })
+        .await
+        .unwrap();
+        assert_eq!((reloaded.exit, reloaded.to), (Some(0), Some((2, 6))));
+        assert_eq!(commits[0].0, 2);
+        assert!(
+            commits[0].1 < Duration::from_millis(200),
+            "told while the command still ran"
+        );
+        assert!(reloaded.drained.unwrap() >= Duration::from_millis(200));
+        assert_eq!(reloaded.serving, Some(Duration::from_micros(4100)));
+        assert_eq!(reloaded.drain, Some(Duration::from_millis(5)));
+        assert_eq!((reloaded.moved, reloaded.cut), (7, 1));
+        let moved_as = [("idle".to_owned(), 5), ("upgraded".to_owned(), 2)];
+        assert_eq!(reloaded.moved_as, BTreeMap::from(moved_as));
+        assert!(
+            reloaded
+                .failure()
+                .unwrap()
+                .starts_with("1 connections were cut")
+        );
+        assert!(reloaded.output.ends_with("done\n"));
+    }
+
+    #[test]
+    fn counts_of_another_kind_do_not_pass_for_zeros() {
+        let mut reloaded = Reloaded {
+            exit: Some(0),
+            to: Some((2, 6)),
+            ..Reloaded::default()
+        };
+        reloaded.take_event(
+            r#"{"event":"drained","at_us":9,"connections":{"moved":7,"moved_as":{},"cut":["x"]}}"#,
+            Duration::ZERO,
+        );
+        let failure = reloaded.failure().unwrap();
+        assert!(failure.starts_with("the counts"), "{failure}");
+    }
+
+    #[test]
+    fn a_reload_that_failed_says_why() {
+        let done = Reloaded {
+            exit: Some(0),
+            to: Some((2, 6)),
+            ..Reloaded::default()
+        };
+        assert_eq!(done.failure(), None);
+        let failed = Reloaded {
+            exit: Some(1),
+            output: "child exited\n".into(),
+            ..Reloaded::default()
+        };
+        assert_eq!(failed.failure().unwrap(), "exit code 1: child exited");
+        let silent = Reloaded {
+            exit: Some(0),
+            ..Reloaded::default()
+        };
+        assert!(silent.failure().is_some());
+    }
+}
