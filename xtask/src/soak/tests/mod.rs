@@ -131,6 +131,15 @@ impl World {
         }
     }
 
+    /// Waits for the book to have a session that the server ended.
+    async fn forced_reconnect(&self) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.client.book.totals().forced_reconnects == 0 {
+            assert!(Instant::now() < deadline, "{:?}", self.client.book.totals());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// Waits for the book to have as many closed connections.
     async fn closed(&self, count: u64) -> Account {
         let deadline = Instant::now() + Duration::from_secs(2);

@@ -17,3 +17,5 @@ mod tally;
 mod upgrade;
 
 pub(crate) use messages::{Messages, Sessions};
+#[cfg(test)]
+pub(crate) use session::{Message, Session};

@@ -27,21 +27,21 @@ const NORMAL: u16 = 1000;
 
 /// A message that is due.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Message {
+pub(crate) struct Message {
     /// Unique in the run; from 0.
-    pub(super) number: u64,
+    pub(crate) number: u64,
     /// Its latency counts from here.
-    pub(super) due: Instant,
+    pub(crate) due: Instant,
 }
 
 /// What became of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Spoken {
+pub(crate) struct Spoken {
     /// Connections that it took; 1 if nothing went wrong.
-    pub(super) connections: u64,
+    pub(crate) connections: u64,
 }
 
-pub(super) struct Session {
+pub(crate) struct Session {
     client: Arc<Client>,
     open: Option<Open>,
     spoken: Spoken,
@@ -78,7 +78,7 @@ enum Step {
 
 impl Session {
     /// Opens one.
-    pub(super) async fn open(client: Arc<Client>) -> Result<Self, Verdict> {
+    pub(crate) async fn open(client: Arc<Client>) -> Result<Self, Verdict> {
         let mut session = Self {
             client,
             open: None,
@@ -115,7 +115,7 @@ impl Session {
     }
 
     /// Goes on until no message can come any more, and what was sent is answered or lost.
-    pub(super) async fn run(mut self, mut due: UnboundedReceiver<Message>) -> Spoken {
+    pub(crate) async fn run(mut self, mut due: UnboundedReceiver<Message>) -> Spoken {
         loop {
             match self.step(&mut due).await {
                 Step::Heard(Ok(frame)) => self.heard(frame).await,
