@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -42,6 +42,9 @@ impl Exchange {
         if status == StatusCode::SWITCHING_PROTOCOLS || connects {
             self.shared.may_last(&self.name);
             self.shared.upgrade();
+            if status == StatusCode::SWITCHING_PROTOCOLS && is_websocket(response.headers()) {
+                self.shared.speaks_websocket();
+            }
             return;
         }
         // A body that was dropped and that we will not read either ends the connection.
@@ -55,6 +58,11 @@ impl Exchange {
             }
         }
     }
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    let upgrade = headers.get(header::UPGRADE).map(HeaderValue::as_bytes);
+    upgrade.is_some_and(|upgrade| upgrade.eq_ignore_ascii_case(b"websocket"))
 }
 
 impl Drop for Exchange {

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use rustix::net::{AddressFamily, RecvFlags, sockopt};
@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::exchange::{Direction, Shared};
+use crate::farewell::{InHyper, Outgoing};
 
 /// An established stream socket, registered with tokio.
 #[derive(Debug)]
@@ -174,6 +175,8 @@ pub(crate) struct Io {
     /// Bytes that come before what the socket holds.
     leftover: Bytes,
     shared: Arc<Shared>,
+    /// What an application writes that speaks WebSocket by itself.
+    outgoing: Outgoing,
 }
 
 impl Io {
@@ -182,6 +185,7 @@ impl Io {
             stream: Some(stream),
             leftover,
             shared,
+            outgoing: Outgoing::default(),
         }
     }
 
@@ -211,6 +215,51 @@ impl Io {
         if self.shared.is_upgraded() {
             self.shared.register_io(cx.waker(), direction);
         }
+    }
+
+    /// Whether what is written now are an application's WebSocket frames.
+    fn is_followed(&self) -> bool {
+        self.shared.is_websocket() && !InHyper::is(&self.shared)
+    }
+
+    /// Tells the client what it is to be told, if that is due and this the place. Ready when nothing of it is left.
+    fn poll_farewell(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(code) = self.shared.farewell()
+            && self.outgoing.may_speak()
+        {
+            self.outgoing.speak(code);
+        }
+        while let Some(frame) = self.outgoing.unwritten() {
+            let frame = std::mem::take(frame);
+            let outcome = self.stream()?.poll_write(cx, &frame);
+            let written = match outcome {
+                Poll::Ready(Ok(written)) => written,
+                _ => 0,
+            };
+            self.outgoing.left(frame, written);
+            ready!(outcome)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes an application's frames, and between them what the client is to be told.
+    fn poll_write_frames(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let told = self.poll_farewell(cx);
+        ready!(self.note_write(cx, told))?;
+        if self.outgoing.has_spoken() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let is_due = self.shared.farewell().is_some();
+        let most = if is_due {
+            self.outgoing.until_boundary(bytes)
+        } else {
+            bytes.len()
+        };
+        let outcome = self.stream()?.poll_write(cx, &bytes[..most]);
+        if let Poll::Ready(Ok(written)) = outcome {
+            self.outgoing.wrote(&bytes[..written]);
+        }
+        self.note_write(cx, outcome)
     }
 
     /// Keeps the books of one write, vectored write or flush.
@@ -247,6 +296,14 @@ impl AsyncRead for Io {
             self.shared.arrived.store(true, Relaxed);
             return Poll::Ready(Ok(()));
         }
+        let is_followed = self.is_followed();
+        if is_followed {
+            let told = self.poll_farewell(cx);
+            // A client that does not read may yet be read.
+            if let Poll::Ready(Err(error)) = self.note_write(cx, told) {
+                return Poll::Ready(Err(error));
+            }
+        }
         let room = buffer.remaining();
         let outcome = self.stream()?.poll_read(cx, buffer);
         match &outcome {
@@ -255,7 +312,13 @@ impl AsyncRead for Io {
             }
             Poll::Ready(Ok(())) if room == 0 => {}
             Poll::Ready(_) => self.shared.ended.store(true, Relaxed),
-            Poll::Pending => self.await_cut(cx, Direction::Read),
+            Poll::Pending => {
+                self.await_cut(cx, Direction::Read);
+                // Due since the look above: nobody has been woken for it.
+                if is_followed && self.shared.farewell().is_some() && self.outgoing.may_speak() {
+                    cx.waker().wake_by_ref();
+                }
+            }
         }
         outcome
     }
@@ -267,6 +330,9 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if self.is_followed() {
+            return self.poll_write_frames(cx, bytes);
+        }
         let outcome = self.stream()?.poll_write(cx, bytes);
         self.note_write(cx, outcome)
     }
@@ -276,6 +342,10 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_followed() {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            return self.poll_write_frames(cx, first.map_or(&[], |slice| slice));
+        }
         let outcome = self.stream()?.poll_write_vectored(cx, slices);
         self.note_write(cx, outcome)
     }
@@ -285,6 +355,10 @@ impl AsyncWrite for Io {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.is_followed() {
+            let told = self.poll_farewell(cx);
+            ready!(self.note_write(cx, told))?;
+        }
         let outcome = self.stream()?.poll_flush(cx);
         self.note_write(cx, outcome)
     }

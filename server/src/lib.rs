@@ -42,6 +42,7 @@ mod clock;
 mod connection;
 mod drain;
 mod exchange;
+mod farewell;
 mod io;
 mod kinds;
 mod life;

@@ -20,10 +20,12 @@ use crate::body::Discarded;
 use crate::clock::Clock;
 use crate::connection::{Answer, Carried, Config, End, Order, Rested, unless_cut};
 use crate::exchange::{Shared, Watched};
+use crate::farewell::InHyper;
 use crate::io::{Io, Queue, Stream};
 use crate::linger::{linger, request_timeout};
 use crate::session::Session;
 use crate::upgrade::Begun;
+use crate::websocket::{GOING_AWAY, SERVICE_RESTART};
 
 /// What [`Life::poll`] asks for.
 #[derive(Debug)]
@@ -143,7 +145,10 @@ impl<'a, S: Answer> Life<'a, S> {
             let Some(http) = &mut self.http else {
                 return Poll::Ready(Step::Ended);
             };
-            if let Poll::Ready(result) = Pin::new(http).poll(cx) {
+            let in_hyper = InHyper::enter(&self.shared);
+            let polled = Pin::new(http).poll(cx);
+            drop(in_hyper);
+            if let Poll::Ready(result) = polled {
                 if let Err(error) = result {
                     debug!(%error, "connection ended");
                 }
@@ -336,8 +341,7 @@ impl<'a, S: Answer> Life<'a, S> {
                 return End::Upgraded(session);
             }
             self.shared.upgrade();
-            let returned = std::future::poll_fn(|cx| self.shared.poll_returned(cx));
-            match unless_cut(orders, returned).await {
+            match until_returned(&shared, orders).await {
                 Some(stream) => stream,
                 None => return self.cut(),
             }
@@ -365,6 +369,27 @@ impl<S: Answer> Drop for Life<'_, S> {
     /// must not keep it open, and an upgraded connection's application must hear of it.
     fn drop(&mut self) {
         self.shared.cut();
+    }
+}
+
+/// Waits for the end of a connection that the application uses, and has its client told when the process drains. `None` if it is to be cut.
+async fn until_returned(shared: &Shared, orders: &mut watch::Receiver<Order>) -> Option<Stream> {
+    loop {
+        match *orders.borrow_and_update() {
+            Order::Serve => {}
+            Order::HandOver | Order::LastAnswer => shared.bid_farewell(SERVICE_RESTART),
+            Order::Close => shared.bid_farewell(GOING_AWAY),
+            Order::Cut => return None,
+        }
+        let changed = async {
+            if orders.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            stream = std::future::poll_fn(|cx| shared.poll_returned(cx)) => return Some(stream),
+            () = changed => {}
+        }
     }
 }
 

@@ -54,6 +54,7 @@ use std::{future::Future, io};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
+use tokio::task::coop::unconstrained;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -67,11 +68,17 @@ use crate::upgrade::{Served, Upgraded, Want, Wants};
 mod frames;
 mod handshake;
 
-pub(crate) use frames::Frames;
+pub(crate) use frames::{Frames, Head};
 pub use handshake::{NotWebSocket, accept, answer};
 
 /// The longest message that is taken unless the application says otherwise, in bytes.
 pub const MAX_MESSAGE: usize = 16 * 1024 * 1024;
+
+/// The code of a Close frame: this process is replaced; connect anew. (IANA's registry; RFC 6455 has no such code.)
+pub(crate) const SERVICE_RESTART: u16 = 1012;
+
+/// The code of a Close frame: the service is being stopped (RFC 6455, section 7.4.1).
+pub(crate) const GOING_AWAY: u16 = 1001;
 
 /// What the library reads at a time, in bytes; kept for each connection. Longer messages get the room they need.
 const READ_BYTES: usize = 4 * 1024;
@@ -164,7 +171,8 @@ impl WebSocket {
             let farewell = farewell(want).filter(|_| !self.is_closing);
             tokio::select! {
                 biased;
-                received = self.stream.next() => {
+                // Unconstrained: if it has nothing, nothing has arrived, and not only for this turn of the task.
+                received = unconstrained(self.stream.next()) => {
                     if let Some(event) = self.receive(received).await? {
                         return Ok(event);
                     }
@@ -264,11 +272,11 @@ type Received = Result<tungstenite::Message, tungstenite::Error>;
 const MAX_REASON: usize = 123;
 
 /// What the client is told, if nobody takes its session over.
-pub(crate) fn farewell(want: Want) -> Option<(u16, &'static str)> {
+fn farewell(want: Want) -> Option<(u16, &'static str)> {
     match want {
         Want::Serve | Want::GiveUp => None,
-        Want::Finish => Some((1012, "service restart")),
-        Want::Stop | Want::Cut => Some((1001, "going away")),
+        Want::Finish => Some((SERVICE_RESTART, "service restart")),
+        Want::Stop | Want::Cut => Some((GOING_AWAY, "going away")),
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 
@@ -46,6 +46,10 @@ pub(crate) struct Shared {
     cut: AtomicBool,
     /// The connection's protocol was switched. Read by any thread.
     upgraded: AtomicBool,
+    /// The application speaks WebSocket on it. Read by any thread.
+    websocket: AtomicBool,
+    /// What the client of an upgraded connection is to be told, as the code of a Close frame; 0 if nothing. Read by any thread.
+    farewell: AtomicU16,
     /// Bytes were read since an exchange, or a part of one, began or ended. A hint for the header
     /// timeout: a body that ends in another thread may clear it late.
     pub(crate) arrived: AtomicBool,
@@ -127,6 +131,8 @@ impl Shared {
             ordered: AtomicBool::new(true),
             cut: AtomicBool::new(false),
             upgraded: AtomicBool::new(false),
+            websocket: AtomicBool::new(false),
+            farewell: AtomicU16::new(0),
             arrived: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             write_blocked: AtomicBool::new(false),
@@ -304,6 +310,27 @@ impl Shared {
     /// reach it there.
     pub(crate) fn upgrade(&self) {
         self.upgraded.store(true, Release);
+    }
+
+    /// What is spoken after the upgrade has frames that can be followed.
+    pub(crate) fn speaks_websocket(&self) {
+        self.websocket.store(true, Release);
+    }
+
+    pub(crate) fn is_websocket(&self) -> bool {
+        self.websocket.load(Acquire)
+    }
+
+    /// The client of an upgraded connection is to be told by a Close frame with this code.
+    pub(crate) fn bid_farewell(&self, code: u16) {
+        self.farewell.store(code, Release);
+        let io = std::mem::take(&mut self.cold().io);
+        io.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// What the client is to be told, if anything.
+    pub(crate) fn farewell(&self) -> Option<u16> {
+        Some(self.farewell.load(Acquire)).filter(|code| *code != 0)
     }
 
     /// `begun` is to follow the answer to the request under way, if that answer switches protocols.
