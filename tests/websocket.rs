@@ -322,6 +322,41 @@ fn a_session_comes_back_from_a_child_that_is_killed_before_its_ack() {
     }
 }
 
+/// Whole messages that lay in the connection when it came back are answered before its client is told, once each.
+#[test]
+fn what_had_arrived_is_answered_in_the_parent_when_the_child_is_killed() {
+    const MESSAGES: u64 = 3000;
+    let hello = Hello::with()
+        .env("HANDOFF_FAILPOINTS", "child/before-say/ConnAck=kill")
+        .start();
+    let mut ws = Ws::connect(hello.address());
+    assert_eq!(ws.ask("x"), "1 1 x");
+    let packet = text("y").repeat(MESSAGES as usize);
+    let told = thread::scope(|scope| {
+        let reload = scope.spawn(|| hello.hello(&["reload", "--no-wait"]));
+        let mut told = None;
+        for number in 2.. {
+            if number % MESSAGES == 2 && ws.try_send(&packet).is_err() {
+                break;
+            }
+            let answer = ws.recv();
+            if answer.opcode == CLOSE {
+                told = Some((answer.code(), number - 2));
+                break;
+            }
+            assert_eq!(answer.text(), format!("{number} 1 y"));
+        }
+        reload.join().expect("a reload");
+        told
+    });
+    let (code, answered) = told.expect("a word at the end");
+    assert_eq!(
+        (code, answered % MESSAGES),
+        (1012, 0),
+        "all that had arrived"
+    );
+}
+
 #[test]
 fn a_session_that_does_not_end_is_cut_at_the_deadline_and_named() {
     let hello = Hello::with().arg("--drain-timeout").arg("500ms").start();

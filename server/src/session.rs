@@ -245,3 +245,6 @@ impl<S: Serve> TakeUp<S> for Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -147,3 +147,100 @@ async fn what_is_wrong_is_said_with_a_remedy() {
         );
     }
 }
+
+fn handshake(key: &str) -> Request<Empty<Bytes>> {
+    Request::builder()
+        .uri("/ws")
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-version", "13")
+        .header("sec-websocket-key", key)
+        .body(Empty::new())
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_websocket_is_checked_and_its_handshake_is_not_counted() {
+    let demo = demo();
+    let answer = demo
+        .clone()
+        .answer(handshake("dGhlIHNhbXBsZSBub25jZQ=="))
+        .await;
+    assert_eq!(answer.status(), 101);
+    assert_eq!(
+        answer.headers()["sec-websocket-accept"],
+        "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    );
+    assert_eq!(demo.clone().answer(handshake("x")).await.status(), 400);
+    let answer = get(&demo, "/ws").await;
+    assert_eq!(answer.status, 426);
+    assert!(
+        answer.text.contains("`Upgrade: websocket`"),
+        "{}",
+        answer.text
+    );
+    assert_eq!(demo.shared.hits.get(), 0);
+}
+
+#[test]
+fn messages_are_numbered_and_sessions_are_read() {
+    let numbered = Numbered {
+        generation: 4,
+        hits: Arc::new(Counter::new("requests")),
+    };
+    let text = |text: &str| ws::Message::Text(text.to_owned());
+    assert_eq!(numbered.answer(7, text("a b")), text("7 4 a b"));
+    let binary = |bytes: &'static [u8]| ws::Message::Binary(Bytes::from_static(bytes));
+    assert_eq!(numbered.answer(1, binary(b"\xff")), binary(b"1 4 \xff"));
+    assert_eq!(websocket::read(7_u64.to_le_bytes().to_vec()).unwrap(), 7);
+    for garbage in [vec![], vec![1; 7], vec![1; 9]] {
+        assert!(websocket::read(garbage).is_err());
+    }
+}
+
+/// `count` chunks of an event stream.
+async fn events(body: &mut DemoBody, count: usize) -> String {
+    let mut text = String::new();
+    for _ in 0..count {
+        let frame = body.frame().await.unwrap().unwrap();
+        text += std::str::from_utf8(frame.data_ref().unwrap()).unwrap();
+    }
+    text
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_come_at_a_pace_and_go_on_after_the_last_one_seen() {
+    let demo = demo();
+    for (last, text) in [
+        (None, "id: 1\ndata: 4\n\nid: 2\ndata: 4\n\n"),
+        (Some("41"), "id: 42\ndata: 4\n\nid: 43\ndata: 4\n\n"),
+        (Some("x"), "id: 1\ndata: 4\n\nid: 2\ndata: 4\n\n"),
+    ] {
+        let mut request = Request::builder().uri("/events?ms=300");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let request = request.body(Empty::<Bytes>::new()).unwrap();
+        let began = tokio::time::Instant::now();
+        let mut body = demo.clone().answer(request).await.into_body();
+        assert_eq!(events(&mut body, 3).await, format!("retry: 100\n\n{text}"));
+        assert!((300..310).contains(&began.elapsed().as_millis()));
+    }
+    assert_eq!(get(&demo, "/events?ms=60001").await.status, 400);
+    assert_eq!(demo.shared.hits.get(), 0);
+}
+
+#[tokio::test]
+async fn events_end_when_the_process_drains() {
+    let (drain, drains) = tokio::sync::oneshot::channel::<()>();
+    let draining = async move { drains.await.unwrap_or(()) };
+    let mut body = DemoBody::events(1, 4, Duration::from_secs(60), draining);
+    assert_eq!(
+        events(&mut body, 2).await,
+        "retry: 100\n\nid: 1\ndata: 4\n\n"
+    );
+    assert!(!body.is_end_stream());
+    drop(drain);
+    assert!(body.frame().await.is_none());
+    assert!(body.is_end_stream());
+}

@@ -41,7 +41,7 @@ impl Protocol for Numbered {
 }
 
 impl Numbered {
-    fn answer(&self, count: u64, message: Message) -> Message {
+    pub(super) fn answer(&self, count: u64, message: Message) -> Message {
         let prefix = format!("{count} {} ", self.generation);
         match message {
             Message::Text(text) => Message::Text(prefix + &text),
@@ -52,7 +52,7 @@ impl Numbered {
     }
 }
 
-fn read(session: Vec<u8>) -> Result<u64, InvalidSession> {
+pub(super) fn read(session: Vec<u8>) -> Result<u64, InvalidSession> {
     let length = session.len();
     let bytes = session
         .try_into()
