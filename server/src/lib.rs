@@ -57,7 +57,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{
-        Arc, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -75,7 +75,7 @@ use crate::{
     drain::{Http1, Live},
     kinds::Kinds,
     session::Sessions,
-    upgrade::{AnyProtocol, Protocol, Upgrade},
+    upgrade::{AnyProtocol, KindTaken, Protocol, Protocols, Upgrade},
 };
 
 pub use body::RequestBody;
@@ -108,23 +108,6 @@ pub struct Context {
     generation: u64,
 }
 
-/// What the application speaks on upgraded connections.
-#[derive(Default)]
-struct Protocols(std::sync::Mutex<Vec<Arc<dyn AnyProtocol>>>);
-
-impl std::fmt::Debug for Protocols {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Protocols")
-    }
-}
-
-/// Two protocols of one kind.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "there are two protocols of kind `{0}`: a kind names one, and another version of its sessions is another kind"
-)]
-pub struct KindTaken(String);
-
 impl Context {
     /// 1 for the first process of a service, one more for each that replaces it.
     #[must_use]
@@ -152,20 +135,7 @@ impl Context {
     /// # Errors
     /// [`KindTaken`].
     pub fn upgrade(&self, protocol: impl Protocol) -> Result<Upgrade, KindTaken> {
-        let protocol: Arc<dyn AnyProtocol> = Arc::new(protocol);
-        let mut protocols = self
-            .protocols
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if protocols
-            .iter()
-            .any(|other| other.kind() == protocol.kind())
-        {
-            return Err(KindTaken(protocol.kind().to_owned()));
-        }
-        protocols.push(Arc::clone(&protocol));
-        Ok(Upgrade::new(protocol))
+        self.protocols.add(Arc::new(protocol))
     }
 }
 
@@ -391,8 +361,7 @@ impl<F> Server<F> {
                 return Err(Error::Unhealthy(reason));
             }
         }
-        let protocols =
-            std::mem::take(&mut *protocols.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let protocols = protocols.take();
         for protocol in &protocols {
             starting.adopt(session::kind(&**protocol));
         }

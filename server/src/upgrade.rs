@@ -75,6 +75,11 @@ use crate::{
     service::{BoxError, ConnectionInfo},
 };
 
+mod registry;
+
+pub use registry::KindTaken;
+pub(crate) use registry::Protocols;
+
 /// What is spoken on upgraded connections, and how it moves. See the [module](self).
 pub trait Protocol: Send + Sync + 'static {
     /// What is spoken, and the version of the session's bytes, e.g. `chat/1`. A build that does not know it does not take
@@ -264,10 +269,6 @@ impl std::fmt::Debug for Upgrade {
 }
 
 impl Upgrade {
-    pub(crate) fn new(protocol: Arc<dyn AnyProtocol>) -> Self {
-        Self { protocol }
-    }
-
     /// Begins a session on the request's connection, as soon as the request has been answered with status 101 (or, for
     /// CONNECT, with success). Returns at once; with another answer nothing begins.
     ///

@@ -74,9 +74,15 @@ async fn serve(dir: &Path, config: &str) -> Result<(), BoxError> {
         };
         Ok(Router::new()
             .route("/ws", get(ws))
-            .route("/bytes", get(move |request| begin(bytes, request)))
-            .route("/plain", get(move |request| plain(generation, request)))
-            .route("/raw", get(raw))
+            .route(
+                "/bytes",
+                get(async move |request: Request| begin(&bytes, request)),
+            )
+            .route(
+                "/plain",
+                get(async move |request: Request| plain(generation, request)),
+            )
+            .route("/raw", get(async |request: Request| raw(request)))
             .route("/poll", get(poll))
             .layer(Extension(Chats(chat))))
     })
@@ -186,7 +192,7 @@ fn switch(protocol: &'static str) -> Response {
     response
 }
 
-async fn begin(protocol: Upgrade, mut request: Request) -> Response {
+fn begin(protocol: &Upgrade, mut request: Request) -> Response {
     match protocol.begin(&mut request) {
         Ok(()) => switch("bytes"),
         Err(error) => (hyper::StatusCode::BAD_REQUEST, error.to_string()).into_response(),
@@ -194,7 +200,7 @@ async fn begin(protocol: Upgrade, mut request: Request) -> Response {
 }
 
 /// Knows nothing of reloads: an echo.
-async fn plain(generation: u64, mut request: Request) -> Response {
+fn plain(generation: u64, mut request: Request) -> Response {
     let response = websocket::answer::<_, Body>(&request).expect("a handshake");
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
@@ -214,7 +220,7 @@ async fn plain(generation: u64, mut request: Request) -> Response {
 }
 
 /// Nor does this, and it is no WebSocket.
-async fn raw(mut request: Request) -> Response {
+fn raw(mut request: Request) -> Response {
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let mut io = TokioIo::new(upgrade.await.expect("upgraded"));
@@ -283,6 +289,8 @@ fn a_session_moves_with_its_peer_and_any_protocol_does() {
     for _ in 0..3 {
         let counts = reload(&service);
         assert_eq!(counts.moved_as["upgraded"], 2);
+        // Adopted, they count as those that were accepted.
+        assert_eq!(service.status().application["connections"], 2);
     }
     let peer = chat.name();
     assert_eq!(chat.ask("peer"), format!("2 4 peer Some({peer})"));
