@@ -12,7 +12,11 @@ use tokio::time::Instant;
 use crate::connection::Config;
 
 /// How long to wait for what never comes: an `Instant` cannot be infinite.
-const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+pub(crate) const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
+/// How long hyper is kept for a connection that rests: longer than between the requests of a client that is at work, and
+/// short beside the time for which idle connections are kept.
+pub(crate) const LOOK_AFTER: Duration = Duration::from_secs(5);
 
 /// How much longer a client may take when its bytes arrived just before its time was up.
 ///
@@ -130,14 +134,14 @@ impl Clock {
     /// When to do something about this wait.
     ///
     /// What hyper read ahead while it served the last exchange is not visible from outside, so that
-    /// the first deadline of a wait is always that of a head. It costs one look per wait.
+    /// the first deadline of a wait is a look, before that of a head could be missed. It costs one look per wait.
     pub(crate) fn deadline(&self, config: &Config) -> Instant {
         let (since, timeout) = match self.head_since {
             Some(begun) => (begun, config.header_timeout),
             None if self.looked => (self.waiting_since, config.idle_timeout),
             None => {
                 let first = config.header_timeout.min(config.idle_timeout);
-                (self.waiting_since, first)
+                (self.waiting_since, first.min(LOOK_AFTER))
             }
         };
         let due = since

@@ -43,12 +43,14 @@ use hyper::server::conn::http1;
 use hyper::service::Service;
 use tokio::sync::watch;
 use tokio::task::coop::unconstrained;
-use tokio::time::sleep_until;
+use tokio::time::{Instant, sleep_until};
+use tracing::debug;
 
 use crate::body::RequestBody;
 use crate::clock::Spent;
+use crate::dormant::{Wake, sleep};
 use crate::io::Stream;
-use crate::life::{Goodbye, Life, Step};
+use crate::life::{Goodbye, Life, Step, Verdict};
 use crate::linger::linger;
 use crate::session::Session;
 
@@ -188,15 +190,70 @@ pub(crate) async fn serve<S: Answer>(
     config: &Config,
     mut orders: watch::Receiver<Order>,
 ) -> End {
+    let (mut stream, mut carried, mut service) = (stream, carried, service);
+    loop {
+        if carried.leftover.is_empty() && carried.spent.head.is_none() {
+            let now = Instant::now();
+            let since = now.checked_sub(carried.spent.waited).unwrap_or(now);
+            let wake = sleep(&stream, since, config, &mut orders).await;
+            carried.spent.waited = since.elapsed();
+            match wake {
+                Wake::Bytes => {}
+                Wake::GiveUp => return give_up(stream, carried),
+                Wake::Close => {
+                    unless_cut(&mut orders, Box::pin(linger(stream, Vec::new()))).await;
+                    return End::Closed;
+                }
+                Wake::Cut => return End::Cut { request: None },
+            }
+        }
+        // In a box, so that a connection that sleeps has none of it.
+        let awake = Box::pin(serve_awake(stream, carried, service, config, &mut orders));
+        match awake.await {
+            Left::Ended(end) => return end,
+            Left::Sleeps(left) => (stream, carried, service) = left,
+        }
+    }
+}
+
+fn give_up(stream: Stream, carried: Carried) -> End {
+    match stream.into_fd() {
+        Ok(socket) => End::GivenUp(Rested {
+            socket,
+            carried,
+            answered: false,
+        }),
+        Err(error) => {
+            debug!(%error, "connection lost: cannot be taken out of epoll");
+            End::Closed
+        }
+    }
+}
+
+/// How [`serve_awake`] was left.
+enum Left<S> {
+    Ended(End),
+    /// The client has not spoken for a while.
+    Sleeps((Stream, Carried, S)),
+}
+
+/// Serves the connection with hyper, until its end or until the client falls silent.
+async fn serve_awake<S: Answer>(
+    stream: Stream,
+    carried: Carried,
+    service: S,
+    config: &Config,
+    orders: &mut watch::Receiver<Order>,
+) -> Left<S> {
     let mut life = Life::begin(stream, carried, service, config);
     let mut timer = pin!(sleep_until(life.first_deadline()));
     let order_waker = life.order_waker();
     // Set when the sender of orders is gone.
     let mut is_deaf = false;
-    loop {
+    let Goodbye { stream, words } = loop {
         let order = *orders.borrow_and_update();
         if order == Order::Cut {
-            return life.cut();
+            return Left::Ended(life.cut());
         }
         life.obey(order);
         let step = {
@@ -214,19 +271,35 @@ pub(crate) async fn serve<S: Answer>(
             };
             poll_fn(|cx| life.poll(cx, timer.as_mut(), &mut ordered)).await
         };
-        let goodbye = match step {
-            Step::Ordered => continue,
-            Step::Ended => return life.end(&mut orders).await,
-            Step::GiveUp => return life.give_up(),
-            Step::Close => life.close(),
-            Step::TimeOut => life.time_out(),
-        };
-        if let Some(Goodbye { stream, words }) = goodbye {
-            drop(life);
-            unless_cut(&mut orders, Box::pin(linger(stream, words))).await;
-            return End::Closed;
+        match step {
+            Step::Ordered => {}
+            Step::Ended => return Left::Ended(life.end(orders).await),
+            Step::GiveUp => return Left::Ended(life.give_up()),
+            Step::Close => {
+                if let Some(goodbye) = life.close() {
+                    break goodbye;
+                }
+            }
+            Step::TimeOut => match life.time_out() {
+                Verdict::Stays => {}
+                Verdict::Ends(goodbye) => break goodbye,
+                Verdict::Sleeps {
+                    stream,
+                    spent,
+                    service,
+                } => {
+                    let carried = Carried {
+                        leftover: Bytes::new(),
+                        spent,
+                    };
+                    return Left::Sleeps((stream, carried, service));
+                }
+            },
         }
-    }
+    };
+    drop(life);
+    unless_cut(orders, Box::pin(linger(stream, words))).await;
+    Left::Ended(End::Closed)
 }
 
 /// Does `work` to its end, or until [`Order::Cut`].

@@ -81,6 +81,10 @@ impl<S> Watched<S> {
     pub(crate) fn new(service: S, shared: Arc<Shared>) -> Self {
         Self { service, shared }
     }
+
+    pub(crate) fn into_inner(self) -> S {
+        self.service
+    }
 }
 
 impl<S, B> Service<Request<Incoming>> for Watched<S>

@@ -76,6 +76,14 @@ impl Stream {
         }
     }
 
+    /// Ready when reading is worth a try.
+    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+        }
+    }
+
     /// Looks into the receive queue without taking anything out of it.
     ///
     /// This asks the kernel, not tokio: tokio's readiness only knows what epoll has already told,

@@ -40,6 +40,7 @@ mod accept;
 mod body;
 mod clock;
 mod connection;
+mod dormant;
 mod drain;
 mod exchange;
 mod farewell;

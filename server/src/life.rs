@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::debug;
 
 use crate::body::Discarded;
-use crate::clock::Clock;
+use crate::clock::{Clock, Spent};
 use crate::connection::{Answer, Carried, Config, End, Order, Rested, unless_cut};
 use crate::exchange::{Shared, Watched};
 use crate::farewell::InHyper;
@@ -40,6 +40,19 @@ pub(crate) enum Step {
     Close,
     /// A timeout has passed, or may have.
     TimeOut,
+}
+
+/// What becomes of a connection whose timeout may have passed.
+pub(crate) enum Verdict<S> {
+    /// It is served on.
+    Stays,
+    /// It rests, and nothing was read ahead: hyper is not needed until the client speaks.
+    Sleeps {
+        stream: Stream,
+        spent: Spent,
+        service: S,
+    },
+    Ends(Goodbye),
 }
 
 /// A socket to be closed, and what to say before.
@@ -296,17 +309,19 @@ impl<'a, S: Answer> Life<'a, S> {
     }
 
     /// A timeout of a connection at rest may have passed: closes it if it has.
-    pub(crate) fn time_out(&mut self) -> Option<Goodbye> {
+    pub(crate) fn time_out(&mut self) -> Verdict<S> {
         let may_move = self.may_move();
         let now = Instant::now();
         if !may_move {
             // It could not be put together again: leave it alone until it is late for certain.
             self.clock.nothing_found();
             if self.clock.deadline(self.config) > now {
-                return None;
+                return Verdict::Stays;
             }
         }
-        let parts = self.take_apart()?;
+        let Some(parts) = self.take_apart() else {
+            return Verdict::Stays;
+        };
         if begins_request(&parts.leftover) {
             self.clock.head_found();
         } else {
@@ -316,16 +331,23 @@ impl<'a, S: Answer> Life<'a, S> {
         // What came in time is served, even if we were stopped and look late.
         let is_saved =
             is_late && parts.stream.queue() == Queue::Bytes && self.clock.grant_grace(now);
+        if may_move && !is_late && !self.clock.has_head() && parts.leftover.is_empty() {
+            return Verdict::Sleeps {
+                stream: parts.stream,
+                spent: self.clock.spent(false),
+                service: parts.service.into_inner(),
+            };
+        }
         if may_move && (!is_late || is_saved) {
             self.assemble(parts);
-            return None;
+            return Verdict::Stays;
         }
         let words = if self.clock.has_head() {
             request_timeout()
         } else {
             Vec::new()
         };
-        Some(Goodbye {
+        Verdict::Ends(Goodbye {
             stream: parts.stream,
             words,
         })

@@ -203,6 +203,7 @@ fn smuggling_through_a_body_that_a_task_reads_after_the_answer() {
 #[test]
 fn smuggling_through_a_body_that_a_task_keeps_after_the_answer() {
     let service = Service::start("");
+    let first = service.processes();
     let address = service.address("main").parse().expect("an address");
     let mut release = Client::connect(address);
     // A connection in flight stays with the first generation, to tell it something later.
@@ -235,9 +236,8 @@ fn smuggling_through_a_body_that_a_task_keeps_after_the_answer() {
             );
             let _ = client.socket().write_all(request("/").as_bytes());
         }
-        assert_eq!(
-            service.processes().len(),
-            4,
+        assert!(
+            service.processes().contains(&first[0]),
             "the first one waits for the bodies"
         );
         release.send(&whole[whole.len() - 1..]);
