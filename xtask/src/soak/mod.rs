@@ -173,10 +173,11 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     };
     let reloads = run.all(&mut idle).await?;
     tokio::time::sleep(TAIL + 4 * args.one_way()).await;
-    let idle = IdleResults::of(args.idle, &reloads, idle.finish().await);
     let websockets = messages.finish().await?;
     let sent = load.finish().await?;
     let lasted_s = began.elapsed().as_secs_f64();
+    // Uses them all, which would be a load of another kind beside the one that is measured.
+    let idle = IdleResults::of(args.idle, &reloads, idle.finish().await);
     drop(show);
     progress::clear();
     book.turn();

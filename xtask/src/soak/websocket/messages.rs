@@ -86,7 +86,7 @@ impl Messages {
         let (sessions, mut unbroken) = (self.sessions.len() as u64, 0);
         let all = async {
             while let Some(spoken) = self.sessions.join_next().await {
-                unbroken += u64::from(spoken?.connections == 1);
+                unbroken += u64::from(spoken?.broken == 0);
             }
             anyhow::Ok(())
         };

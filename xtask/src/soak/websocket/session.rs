@@ -37,8 +37,10 @@ pub(crate) struct Message {
 /// What became of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Spoken {
-    /// Connections that it took; 1 if nothing went wrong.
+    /// Connections that it took.
     pub(crate) connections: u64,
+    /// How many of them ended before the soak did; 0 if nothing went wrong.
+    pub(crate) broken: u64,
 }
 
 pub(crate) struct Session {
@@ -199,6 +201,7 @@ impl Session {
             detail,
             forced,
         } = ended;
+        self.spoken.broken += 1;
         open.record.give_up();
         let book = &self.client.book;
         let mut unanswered = 0;
