@@ -48,8 +48,9 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) connections: u32,
 
-    /// Connections that mostly rest. After each reload all of them must be open and silent.
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    /// Connections that mostly rest. After each reload all of them must be open and silent. They share
+    /// one address, which has some 28,000 ports.
+    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(0..=20_000))]
     pub(crate) idle: u32,
 
     /// Idle connections that carry a request after each reload, each in its turn.

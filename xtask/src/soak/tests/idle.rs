@@ -131,12 +131,12 @@ async fn a_look_at_many_takes_no_time() {
     client.max_open = usize::MAX;
     super::super::allow_descriptors().unwrap();
     let mut idle = Idle::open(&Arc::new(client), 2500, 0).await.unwrap();
-    let began = Instant::now();
-    assert_eq!(idle.check().await, look(2500, 2500, 0, 0));
+    let mut fastest = Duration::MAX;
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(idle.check().await, look(2500, 2500, 0, 0));
+        fastest = fastest.min(began.elapsed());
+    }
     // Some 1 ms; a request on each would take a hundred times as long.
-    assert!(
-        began.elapsed() < Duration::from_millis(100),
-        "{:?}",
-        began.elapsed()
-    );
+    assert!(fastest < Duration::from_millis(100), "{fastest:?}");
 }
