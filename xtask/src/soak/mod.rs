@@ -5,7 +5,7 @@
 //! - [`args`], [`builds`] (two builds of `hello` and the place where one replaces the other),
 //!   [`server`] (the verbs, as an operator runs them), [`reloaded`] (what a reload says), [`process`] (`/proc`, and the killing of what is left);
 //! - the load: [`schedule`] (which request leaves when), [`load`] (the pool), [`idle`] (connections that rest),
-//!   [`client`] (one exchange, never repeated), [`request`] (what is asked, what is right),
+//!   [`mod@client`] (one exchange, never repeated), [`request`] (what is asked, what is right),
 //!   [`websocket`] (sessions that count);
 //! - the wire, from the kernel up: [`mod@line`], [`delay`] (distance), [`tap`] (what the socket said last);
 //! - the verdict: [`outcome`] and [`book`] (each request), [`timeline`] (which reload, which
