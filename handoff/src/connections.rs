@@ -76,51 +76,22 @@ impl Connection {
     fn bytes(&self) -> usize {
         self.data.len() + self.layers.iter().map(Vec::len).sum::<usize>()
     }
-
-    fn entry(&self) -> ConnectionEntry {
-        let length = |bytes: &Vec<u8>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        ConnectionEntry {
-            kind: self.kind.clone(),
-            listener: self.listener.clone(),
-            peer: self.peer.map(|p| p.to_string()),
-            layers: self.layers.iter().map(length).collect(),
-            timers: self
-                .timers
-                .iter()
-                .map(|(name, spent)| {
-                    (
-                        name.clone(),
-                        u64::try_from(spent.as_millis()).unwrap_or(u64::MAX),
-                    )
-                })
-                .collect(),
-            data: length(&self.data),
-        }
-    }
 }
 
-/// Whether a connection can travel at all; the reason if not.
-pub(crate) fn check_sendable(connection: &Connection) -> Result<(), String> {
-    let bytes = connection.bytes();
-    let entry = codec::size_of(&connection.entry());
-    if bytes > MAX_CONNECTION_BYTES {
-        return Err(format!(
-            "{bytes} bytes to bring along, where {MAX_CONNECTION_BYTES} are the most"
-        ));
-    }
-    if entry > MAX_MESSAGE / 4 {
-        return Err(format!("its description takes {entry} bytes"));
-    }
-    Ok(())
+/// Whether no more of `waiting` would fit into the next batch.
+pub(crate) fn is_full_batch<'a>(waiting: impl ExactSizeIterator<Item = &'a Sent>) -> bool {
+    let all = waiting.len();
+    let size = batch_size(waiting);
+    size < all || size == MAX_FDS - 1
 }
 
-/// How many of `connections`, from the first on, make the next batch: bounded by descriptors,
-/// message length and bytes.
-pub(crate) fn batch_size<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> usize {
+/// How many of `waiting`, from the first on, make the next batch: bounded by descriptors, message length and
+/// bytes.
+pub(crate) fn batch_size<'a>(waiting: impl IntoIterator<Item = &'a Sent>) -> usize {
     let (mut count, mut entries, mut bytes) = (0, 0, 0);
-    for connection in connections {
-        entries += codec::size_of(&connection.entry());
-        bytes += connection.bytes();
+    for sent in waiting {
+        entries += sent.entry_len;
+        bytes += sent.bytes_len;
         // One descriptor is kept for the memfd.
         let full = count == MAX_FDS - 1
             || entries > MAX_MESSAGE - MAX_INLINE - 1024
@@ -133,76 +104,105 @@ pub(crate) fn batch_size<'a>(connections: impl IntoIterator<Item = &'a Connectio
     count
 }
 
-/// A batch as a message and its descriptors.
+/// A batch as a message and its descriptors. The descriptions are in the message: [`unpacked`] puts them
+/// back.
 pub(crate) fn pack(
     number: u64,
-    connections: &[&Sent],
+    batch: &mut [&mut Sent],
 ) -> std::io::Result<(Message, Vec<Arc<OwnedFd>>)> {
     let mut bytes = Vec::new();
-    for sent in connections {
-        sent.connection
-            .layers
-            .iter()
-            .for_each(|layer| bytes.extend_from_slice(layer));
-        bytes.extend_from_slice(&sent.connection.data);
+    for sent in &*batch {
+        let layers = sent.layers.iter();
+        layers.for_each(|layer| bytes.extend_from_slice(layer));
+        bytes.extend_from_slice(&sent.data);
     }
-    let mut fds = Vec::with_capacity(connections.len() + 1);
+    let mut fds = Vec::with_capacity(batch.len() + 1);
     let bytes_len = bytes.len() as u64;
     let inline = bytes.len() <= MAX_INLINE;
     if !inline {
         fds.push(Arc::new(state::sealed(&bytes)?));
     }
-    fds.extend(connections.iter().map(|sent| sent.fd.clone()));
-    let batch = Batch {
+    fds.extend(batch.iter().map(|sent| sent.fd.clone()));
+    let entries = batch.iter_mut().map(|sent| std::mem::take(&mut sent.entry));
+    let message = Message::Conn(Batch {
         number,
-        connections: connections
-            .iter()
-            .map(|sent| sent.connection.entry.clone())
-            .collect(),
+        connections: entries.collect(),
         bytes: inline.then_some(bytes),
         bytes_len,
-    };
-    Ok((Message::Conn(batch), fds))
+    });
+    Ok((message, fds))
+}
+
+/// Once a [packed](pack) message has been said: gives each connection its description back.
+pub(crate) fn unpacked<'a>(message: Message, batch: impl Iterator<Item = &'a mut Sent>) {
+    if let Message::Conn(Batch { connections, .. }) = message {
+        for (sent, entry) in batch.zip(connections) {
+            sent.entry = entry;
+        }
+    }
 }
 
 /// A connection that has been sent, or is about to be: inert until it is acked or comes back.
 #[derive(Debug)]
 pub(crate) struct Sent {
-    pub(crate) fd: Arc<OwnedFd>,
-    connection: Description,
-}
-
-/// All of a [`Connection`] but its descriptor.
-#[derive(Debug)]
-struct Description {
+    fd: Arc<OwnedFd>,
+    /// In a message for a moment.
     entry: ConnectionEntry,
-    peer: Option<SocketAddr>,
     layers: Vec<Vec<u8>>,
-    timers: Vec<(String, Duration)>,
     data: Vec<u8>,
+    /// The length of its description in a message, in bytes.
+    entry_len: usize,
+    /// How many bytes it brings along.
+    bytes_len: usize,
 }
 
 impl Sent {
     pub(crate) fn new(connection: Connection) -> Self {
-        let entry = connection.entry();
+        let bytes_len = connection.bytes();
         let Connection {
+            kind,
+            listener,
             fd,
             peer,
             layers,
             timers,
             data,
-            ..
         } = connection;
+        let length = |bytes: &Vec<u8>| u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let millis = |spent: Duration| u64::try_from(spent.as_millis()).unwrap_or(u64::MAX);
+        let entry = ConnectionEntry {
+            kind,
+            listener,
+            peer: peer.map(|p| p.to_string()),
+            layers: layers.iter().map(length).collect(),
+            timers: timers
+                .into_iter()
+                .map(|(name, spent)| (name, millis(spent)))
+                .collect(),
+            data: length(&data),
+        };
         Self {
             fd: Arc::new(fd),
-            connection: Description {
-                entry,
-                peer,
-                layers,
-                timers,
-                data,
-            },
+            entry_len: codec::size_of(&entry),
+            entry,
+            layers,
+            data,
+            bytes_len,
         }
+    }
+
+    /// Whether it can travel at all; the reason if not.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.bytes_len > MAX_CONNECTION_BYTES {
+            return Err(format!(
+                "{} bytes to bring along, where {MAX_CONNECTION_BYTES} are the most",
+                self.bytes_len
+            ));
+        }
+        if self.entry_len > MAX_MESSAGE / 4 {
+            return Err(format!("its description takes {} bytes", self.entry_len));
+        }
+        Ok(())
     }
 
     /// Makes it a live connection again. The descriptor is the same, unless the channel still holds it.
@@ -211,21 +211,18 @@ impl Sent {
             Ok(fd) => fd,
             Err(shared) => shared.as_fd().try_clone_to_owned()?,
         };
-        let Description {
-            entry,
-            peer,
-            layers,
-            timers,
-            data,
-        } = self.connection;
+        let timers = self.entry.timers.into_iter();
         Ok(Connection {
-            kind: entry.kind,
-            listener: entry.listener,
+            kind: self.entry.kind,
+            listener: self.entry.listener,
             fd,
-            peer,
-            layers,
-            timers,
-            data,
+            // Our own words: they parse.
+            peer: self.entry.peer.and_then(|peer| peer.parse().ok()),
+            layers: self.layers,
+            timers: timers
+                .map(|(name, ms)| (name, Duration::from_millis(ms)))
+                .collect(),
+            data: self.data,
         })
     }
 }
@@ -382,8 +379,8 @@ mod tests {
     }
 
     fn travel(connections: Vec<Connection>, lose: usize) -> Result<Unpacked, String> {
-        let sent: Vec<Sent> = connections.into_iter().map(Sent::new).collect();
-        let (message, fds) = pack(1, &sent.iter().collect::<Vec<_>>()).unwrap();
+        let mut sent: Vec<Sent> = connections.into_iter().map(Sent::new).collect();
+        let (message, fds) = pack(1, &mut sent.iter_mut().collect::<Vec<_>>()).unwrap();
         let Message::Conn(batch) = message else {
             panic!("not a batch")
         };
@@ -445,8 +442,9 @@ mod tests {
 
     #[test]
     fn lengths_that_do_not_add_up_are_refused_as_a_whole() {
-        let sent = [Sent::new(connection(&[b"abc"], b""))];
-        let (Message::Conn(mut batch), fds) = pack(1, &sent.iter().collect::<Vec<_>>()).unwrap()
+        let mut sent = [Sent::new(connection(&[b"abc"], b""))];
+        let (Message::Conn(mut batch), fds) =
+            pack(1, &mut sent.iter_mut().collect::<Vec<_>>()).unwrap()
         else {
             panic!("not a batch")
         };
@@ -460,9 +458,28 @@ mod tests {
 
     #[test]
     fn batches_are_bounded_by_descriptors() {
-        let many: Vec<Connection> = (0..300).map(|_| connection(&[], b"")).collect();
+        let many: Vec<Sent> = (0..300).map(|_| Sent::new(connection(&[], b""))).collect();
         assert_eq!(batch_size(&many), MAX_FDS - 1);
         assert_eq!(batch_size(&many[..10]), 10);
         assert_eq!(batch_size(&many[..0]), 0);
+        assert!(is_full_batch(many.iter()));
+        assert!(is_full_batch(many[..MAX_FDS - 1].iter()));
+        assert!(!is_full_batch(many[..MAX_FDS - 2].iter()));
+    }
+
+    #[test]
+    fn batches_are_bounded_by_bytes() {
+        let half = vec![7; MAX_BATCH_BYTES / 2 + 1];
+        let large = || Sent::new(connection(&[&half], b""));
+        let sent = [large(), large()];
+        assert_eq!(batch_size(&sent), 1);
+        assert!(is_full_batch(sent.iter()));
+        let one = connection(&[&vec![7; MAX_CONNECTION_BYTES + 1]], b"");
+        assert!(
+            Sent::new(one)
+                .check()
+                .unwrap_err()
+                .contains("16777217 bytes")
+        );
     }
 }

@@ -93,7 +93,7 @@ pub(crate) struct ParentDriver {
     is_late: bool,
     /// Since `Confirm`.
     transfer: Option<Transfer>,
-    pass: Option<mpsc::Receiver<PassRequest>>,
+    pass: Option<mpsc::UnboundedReceiver<PassRequest>>,
 }
 
 impl ParentDriver {
@@ -131,8 +131,8 @@ impl ParentDriver {
         reload: u64,
         started: Instant,
         (child, channel, capture): (Spawned, OwnedFd, Capture),
-        pass: mpsc::Receiver<PassRequest>,
-    ) -> Result<Self, (String, mpsc::Receiver<PassRequest>)> {
+        pass: mpsc::UnboundedReceiver<PassRequest>,
+    ) -> Result<Self, (String, mpsc::UnboundedReceiver<PassRequest>)> {
         let link = child
             .as_fd()
             .try_clone_to_owned()
@@ -231,7 +231,7 @@ impl ParentDriver {
     }
 
     /// The receiver of connections that are given up, for the next reload.
-    pub(crate) fn take_pass(&mut self) -> Option<mpsc::Receiver<PassRequest>> {
+    pub(crate) fn take_pass(&mut self) -> Option<mpsc::UnboundedReceiver<PassRequest>> {
         self.pass.take()
     }
 
@@ -792,7 +792,7 @@ async fn pump(capture: &mut Option<Capture>) -> Infallible {
 
 /// Moves what the application gives up from its queue to the transfer. Cancel safe.
 async fn receive(
-    pass: &mut Option<mpsc::Receiver<PassRequest>>,
+    pass: &mut Option<mpsc::UnboundedReceiver<PassRequest>>,
     transfer: &mut Option<Transfer>,
     room: usize,
 ) {

@@ -10,7 +10,7 @@ use crate::{
     control::message::Generation,
     listeners::Address,
     live::ConnectionGuard,
-    shared::{Adopted, NotMoved, PassRequest, Phase, Report, Shared},
+    shared::{Adopted, NotMoved, PassRequest, Phase, Report, Returned, Shared},
 };
 
 /// A process that serves. Cheap to clone.
@@ -107,31 +107,46 @@ impl Serving {
         connection: Connection,
         guard: ConnectionGuard,
     ) -> Result<(), NotMoved> {
-        let phase = *self.shared.phase.borrow();
-        if !matches!(phase, Phase::HandingOver | Phase::Finishing) {
-            // Nobody would take it out of the queue.
-            return Err(NotMoved {
-                connection: Some((connection, guard)),
-                reason: format!("this process is {}", phase.name()),
-            });
-        }
         let (answer, moved) = oneshot::channel();
-        let request = PassRequest {
-            connection,
-            guard,
-            answer,
-        };
-        if let Err(mpsc::error::SendError(request)) = self.shared.pass.send(request).await {
-            let connection = Some((request.connection, request.guard));
-            return Err(NotMoved {
-                connection,
-                reason: "there is no successor".to_owned(),
-            });
-        }
+        self.hand_over_or(connection, guard, move |not_moved| {
+            // Whoever does not wait any more has given the connection up.
+            let _ = answer.send(not_moved);
+        });
         // The sender is dropped without a word when the connection has moved.
         match moved.await {
             Ok(not_moved) => Err(not_moved),
             Err(_) => Ok(()),
+        }
+    }
+
+    /// As [`hand_over`](Self::hand_over), without waiting: `stays` is called if the connection comes back, and dropped
+    /// otherwise. It must be quick: whoever decides over the process waits for it. Where thousands of connections move, thousands
+    /// of tasks need not wait for an answer.
+    pub fn hand_over_or(
+        &self,
+        connection: Connection,
+        guard: ConnectionGuard,
+        stays: impl FnOnce(NotMoved) + Send + 'static,
+    ) {
+        let phase = *self.shared.phase.borrow();
+        if !matches!(phase, Phase::HandingOver | Phase::Finishing) {
+            // Nobody would take it out of the queue.
+            return stays(NotMoved {
+                connection: Some((connection, guard)),
+                reason: format!("this process is {}", phase.name()),
+            });
+        }
+        let request = PassRequest {
+            connection,
+            guard,
+            returned: Returned::new(stays),
+        };
+        if let Err(mpsc::error::SendError(request)) = self.shared.pass.send(request) {
+            let connection = Some((request.connection, request.guard));
+            request.returned.call(NotMoved {
+                connection,
+                reason: "there is no successor".to_owned(),
+            });
         }
     }
 

@@ -131,7 +131,26 @@ pub(crate) struct Settings {
 pub(crate) struct PassRequest {
     pub(crate) connection: Connection,
     pub(crate) guard: ConnectionGuard,
-    pub(crate) answer: oneshot::Sender<NotMoved>,
+    pub(crate) returned: Returned,
+}
+
+/// What to do with a connection that comes back. Dropped when it has moved.
+pub(crate) struct Returned(Box<dyn FnOnce(NotMoved) + Send>);
+
+impl Returned {
+    pub(crate) fn new(then: impl FnOnce(NotMoved) + Send + 'static) -> Self {
+        Self(Box::new(then))
+    }
+
+    pub(crate) fn call(self, not_moved: NotMoved) {
+        (self.0)(not_moved);
+    }
+}
+
+impl fmt::Debug for Returned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Returned")
+    }
 }
 
 /// A connection that did not move.
@@ -184,7 +203,7 @@ pub(crate) struct Shared {
     /// `Some` once the process has nothing more to do; `Err` with the reason if it never served.
     pub(crate) ended: watch::Sender<Option<Result<Report, String>>>,
     pub(crate) adopted: mpsc::UnboundedSender<Adopted>,
-    pub(crate) pass: mpsc::Sender<PassRequest>,
+    pub(crate) pass: mpsc::UnboundedSender<PassRequest>,
     /// The last reload's id.
     pub(crate) reload: AtomicU64,
     pub(crate) application: OnceLock<StatusReport>,
@@ -209,12 +228,9 @@ pub(crate) struct Shared {
 /// The receiving ends that belong to [`Shared`].
 pub(crate) struct Receivers {
     pub(crate) adopted: mpsc::UnboundedReceiver<Adopted>,
-    pub(crate) pass: mpsc::Receiver<PassRequest>,
+    pub(crate) pass: mpsc::UnboundedReceiver<PassRequest>,
     pub(crate) incoming: mpsc::Receiver<Incoming>,
 }
-
-/// How many connections may wait to be packed into a batch: two batches' worth.
-const PASS_QUEUE: usize = 512;
 
 impl Shared {
     pub(crate) fn new(
@@ -223,7 +239,7 @@ impl Shared {
         paths: Option<Paths>,
     ) -> (Arc<Self>, Receivers) {
         let (adopted, adopted_rx) = mpsc::unbounded_channel();
-        let (pass, pass_rx) = mpsc::channel(PASS_QUEUE);
+        let (pass, pass_rx) = mpsc::unbounded_channel();
         let (incoming, incoming_rx) = mpsc::channel(control::MAX_CLIENTS);
         let shared = Self {
             live: Arc::new(Live::limited_to(settings.max_connections)),

@@ -41,7 +41,7 @@ pub(crate) enum Command {
 }
 
 /// A child that runs, or why it does not.
-type Started = Result<Box<ParentDriver>, (String, Option<mpsc::Receiver<PassRequest>>)>;
+type Started = Result<Box<ParentDriver>, (String, Option<mpsc::UnboundedReceiver<PassRequest>>)>;
 
 /// A child that is being started.
 type Starting = JoinHandle<Started>;
@@ -58,7 +58,7 @@ pub(crate) struct Succession {
     signals: Signals,
     commands: mpsc::UnboundedReceiver<Command>,
     incoming: mpsc::Receiver<Incoming>,
-    pass: Option<mpsc::Receiver<PassRequest>>,
+    pass: Option<mpsc::UnboundedReceiver<PassRequest>>,
     upstream: Option<ChildDriver>,
     /// Older generations that drain into this one, by channels that came from the parent.
     elders: Vec<ChildDriver>,
@@ -94,7 +94,10 @@ impl Succession {
         shared: Arc<Shared>,
         signals: Signals,
         commands: mpsc::UnboundedReceiver<Command>,
-        receivers: (mpsc::Receiver<Incoming>, mpsc::Receiver<PassRequest>),
+        receivers: (
+            mpsc::Receiver<Incoming>,
+            mpsc::UnboundedReceiver<PassRequest>,
+        ),
         upstream: Option<ChildDriver>,
     ) -> Self {
         let (incoming, pass) = receivers;
@@ -808,7 +811,10 @@ pub(crate) fn split(
     receivers: Receivers,
 ) -> (
     mpsc::UnboundedReceiver<crate::shared::Adopted>,
-    (mpsc::Receiver<Incoming>, mpsc::Receiver<PassRequest>),
+    (
+        mpsc::Receiver<Incoming>,
+        mpsc::UnboundedReceiver<PassRequest>,
+    ),
 ) {
     (receivers.adopted, (receivers.incoming, receivers.pass))
 }

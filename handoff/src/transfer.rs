@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::{
     changes,
@@ -14,11 +14,9 @@ use crate::{
     link::Link,
     live::ConnectionGuard,
     protocol::drain::Ledger,
-    shared::{NotMoved, PassRequest, Shared},
+    shared::{NotMoved, PassRequest, Returned, Shared},
     wire::{BatchAck, Inherited, InheritedAck, MAX_FDS, Message},
 };
-
-type Answer = oneshot::Sender<NotMoved>;
 
 #[derive(Debug)]
 enum Item {
@@ -43,7 +41,7 @@ enum Alone {
 struct Moving {
     sent: Sent,
     guard: ConnectionGuard,
-    answer: Answer,
+    returned: Returned,
 }
 
 impl Moving {
@@ -51,7 +49,7 @@ impl Moving {
         Self {
             sent: Sent::new(request.connection),
             guard: request.guard,
-            answer: request.answer,
+            returned: request.returned,
         }
     }
 
@@ -59,7 +57,7 @@ impl Moving {
     fn come_back(self, reason: String) {
         match self.sent.take_back() {
             Ok(connection) => {
-                let _ = self.answer.send(NotMoved {
+                self.returned.call(NotMoved {
                     connection: Some((connection, self.guard)),
                     reason,
                 });
@@ -67,7 +65,7 @@ impl Moving {
             Err(error) => {
                 self.guard
                     .cut("a connection that came back without a descriptor");
-                let _ = self.answer.send(NotMoved {
+                self.returned.call(NotMoved {
                     connection: None,
                     reason: error.to_string(),
                 });
@@ -80,7 +78,7 @@ impl Moving {
 #[derive(Debug)]
 pub(crate) struct Transfer {
     ledger: Ledger<Item>,
-    waiting: VecDeque<PassRequest>,
+    waiting: VecDeque<Moving>,
     /// Channels of older generations, with their descriptors.
     channels: VecDeque<(Inherited, Vec<Arc<OwnedFd>>)>,
     /// What became of channels, by generation: whether the successor has it.
@@ -121,12 +119,21 @@ impl Transfer {
     }
 
     /// Takes what the application gives up. Cancel safe.
-    pub(crate) async fn receive(&mut self, pass: &mut mpsc::Receiver<PassRequest>, room: usize) {
+    pub(crate) async fn receive(
+        &mut self,
+        pass: &mut mpsc::UnboundedReceiver<PassRequest>,
+        room: usize,
+    ) {
         let mut requests = Vec::new();
         if pass.recv_many(&mut requests, room).await == 0 {
             std::future::pending::<()>().await;
         }
-        self.waiting.extend(requests);
+        for moving in requests.into_iter().map(Moving::new) {
+            match moving.sent.check() {
+                Ok(()) => self.waiting.push_back(moving),
+                Err(reason) => moving.come_back(reason),
+            }
+        }
     }
 
     /// Sends what waits, as far as the window allows; or returns it.
@@ -136,8 +143,8 @@ impl Transfer {
                 Alone::Gone(reason) => reason,
                 Alone::Deadline => "the drain deadline",
             };
-            for request in self.waiting.drain(..) {
-                Moving::new(request).come_back(reason.to_owned());
+            for moving in self.waiting.drain(..) {
+                moving.come_back(reason.to_owned());
             }
         }
         // Before our own: what they pass on need not come through here then.
@@ -151,11 +158,21 @@ impl Transfer {
             link.say(&Message::Channel(inherited), fds)
                 .map_err(|e| e.to_string())?;
         }
-        while !self.waiting.is_empty() && self.ledger.has_room() {
+        while !self.waiting.is_empty() && self.is_worth_a_batch() {
             self.send_rest(shared, link)?;
             self.send_batch(link)?;
         }
         Ok(())
+    }
+
+    /// A batch that is not full waits for the ack of the one before: else a few connections, which come to rest
+    /// while others are on their way, would take the place of a full one in the window.
+    fn is_worth_a_batch(&self) -> bool {
+        if !self.ledger.has_room() {
+            return false;
+        }
+        let waiting = self.waiting.iter().map(|moving| &moving.sent);
+        self.ledger.is_settled() || connections::is_full_batch(waiting)
     }
 
     /// Queues the channel of an older generation.
@@ -210,29 +227,23 @@ impl Transfer {
     }
 
     fn send_batch(&mut self, link: &mut Link) -> Result<(), String> {
-        while let Some(request) = self.waiting.front() {
-            let Err(reason) = connections::check_sendable(&request.connection) else {
-                break;
-            };
-            if let Some(request) = self.waiting.pop_front() {
-                Moving::new(request).come_back(reason);
-            }
-        }
-        let size = connections::batch_size(self.waiting.iter().map(|request| &request.connection));
+        let size = connections::batch_size(self.waiting.iter().map(|moving| &moving.sent));
         if size == 0 {
             return Ok(());
         }
-        let batch: Vec<Moving> = self.waiting.drain(..size).map(Moving::new).collect();
-        let sent: Vec<&Sent> = batch.iter().map(|moving| &moving.sent).collect();
-        match connections::pack(self.ledger.next_number(), &sent) {
+        let mut batch: Vec<Moving> = self.waiting.drain(..size).collect();
+        let mut sent: Vec<&mut Sent> = batch.iter_mut().map(|moving| &mut moving.sent).collect();
+        match connections::pack(self.ledger.next_number(), &mut sent) {
             Ok((message, fds)) => {
+                let said = link.say(&message, fds);
+                connections::unpacked(message, batch.iter_mut().map(|moving| &mut moving.sent));
                 self.ledger.sent(Item::Batch(batch));
-                link.say(&message, fds).map_err(|e| e.to_string())
+                said.map_err(|e| e.to_string())
             }
             Err(error) => {
-                batch
-                    .into_iter()
-                    .for_each(|moving| moving.come_back(format!("cannot send it: {error}")));
+                for moving in batch {
+                    moving.come_back(format!("cannot send it: {error}"));
+                }
                 Ok(())
             }
         }
@@ -337,7 +348,7 @@ fn wrong_kind(item: Item, number: u64) -> String {
 fn lose(batch: Vec<Moving>) {
     for moving in batch {
         moving.guard.cut("handed over without an answer");
-        let _ = moving.answer.send(NotMoved {
+        moving.returned.call(NotMoved {
             connection: None,
             reason: "not acknowledged".to_owned(),
         });

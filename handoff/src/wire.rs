@@ -168,7 +168,7 @@ pub(crate) enum Health {
 
 /// One connection of a batch; its descriptor is at the same place in the message, after the
 /// memfd if there is one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ConnectionEntry {
     /// What is spoken on it, e.g. `http/1.1`: the child adopts only kinds that it knows.
     pub kind: String,

@@ -31,7 +31,7 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
         }
         let info = server.info(peer, listener.clone());
         drain::spawn(&server, |server| async move {
-            drain::serve(&server, stream.into(), Carried::default(), info, guard).await;
+            drain::serve(server, stream.into(), Carried::default(), info, guard).await;
         });
     }
 }

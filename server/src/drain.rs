@@ -75,63 +75,71 @@ pub(crate) async fn command(mut phase: watch::Receiver<Phase>, orders: watch::Se
     }
 }
 
-/// Serves a connection to its end in this process.
+/// Serves a connection to its end in this process, or gives it up.
 pub(crate) async fn serve<S: Serve>(
-    server: &Live<S>,
+    server: Arc<Live<S>>,
     stream: Stream,
     carried: Carried,
     info: ConnectionInfo,
     mut guard: ConnectionGuard,
 ) {
-    let service = || Informed {
+    let orders = server.orders.clone();
+    let service = informed(&server, &info);
+    match connection::serve(stream, carried, service, &server.config, orders).await {
+        End::Closed => {}
+        End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
+        End::Upgraded(session) => Box::pin(session::run(&server, session, info, guard)).await,
+        End::GivenUp(rested) => {
+            guard.moves_as(if rested.answered { "answered" } else { "idle" });
+            let serving = server.serving.clone();
+            serving.hand_over_or(give_up(rested, &info), guard, move |not_moved| {
+                come_back(&server, not_moved, info);
+            });
+        }
+    }
+}
+
+fn informed<S: Serve>(server: &Live<S>, info: &ConnectionInfo) -> Informed<S> {
+    Informed {
         service: server.service.clone(),
         info: info.clone(),
-    };
-    let end = connection::serve(
-        stream,
-        carried,
-        service(),
-        &server.config,
-        server.orders.clone(),
-    )
-    .await;
-    let rested = match end {
-        End::Closed => return,
-        End::Cut { request } => return guard.cut(&name(&info, request.as_deref())),
-        End::Upgraded(session) => {
-            return Box::pin(session::run(server, session, info, guard)).await;
-        }
-        End::GivenUp(rested) => rested,
-    };
-    guard.moves_as(if rested.answered { "answered" } else { "idle" });
-    let Err(NotMoved {
+    }
+}
+
+/// A connection that did not move is served on here.
+fn come_back<S: Serve>(server: &Arc<Live<S>>, not_moved: NotMoved, info: ConnectionInfo) {
+    let NotMoved {
         connection, reason, ..
-    }) = server
-        .serving
-        .hand_over(give_up(rested, &info), guard)
-        .await
-    else {
-        return;
-    };
+    } = not_moved;
     tracing::debug!(reason, peer = ?info.peer, "a connection stays");
     // Without one, somebody else may be serving it: then nobody here does.
     let Some((connection, guard)) = connection else {
         return;
     };
-    let served = match take_up(connection) {
-        Ok((stream, carried)) => {
-            let orders = server.orders.clone();
-            stay(
-                |orders| connection::serve(stream, carried, service(), &server.config, orders),
-                orders,
-            )
-            .await
-        }
+    match take_up(connection) {
+        Ok((stream, carried)) => spawn(server, |server| async move {
+            serve_to_its_end(&server, stream, carried, info, guard).await;
+        }),
         Err(error) => {
             tracing::error!(%error, "a connection that came back cannot be served");
-            return guard.cut(&name(&info, None));
+            guard.cut(&name(&info, None));
         }
-    };
+    }
+}
+
+async fn serve_to_its_end<S: Serve>(
+    server: &Live<S>,
+    stream: Stream,
+    carried: Carried,
+    info: ConnectionInfo,
+    guard: ConnectionGuard,
+) {
+    let service = informed(server, &info);
+    let served = stay(
+        |orders| connection::serve(stream, carried, service, &server.config, orders),
+        server.orders.clone(),
+    )
+    .await;
     match served {
         End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
         End::Upgraded(session) => Box::pin(session::run(server, session, info, guard)).await,
@@ -198,7 +206,7 @@ impl<S: Serve> TakeUp<S> for Http1 {
         let info = server.info(connection.peer, connection.listener.as_str().into());
         match take_up(connection) {
             Ok((stream, carried)) => spawn(server, |server| async move {
-                serve(&server, stream, carried, info, guard).await;
+                serve(server, stream, carried, info, guard).await;
             }),
             Err(error) => {
                 tracing::error!(%error, "a connection that was handed over cannot be served");

@@ -42,7 +42,7 @@ pub(crate) enum Queue {
 }
 
 impl Stream {
-    /// Registers `socket`, which came from another process or another runtime, with this runtime.
+    /// Registers the stream socket `socket`, which came from another process or another runtime, with this runtime.
     ///
     /// Must be called within a tokio runtime.
     ///
@@ -50,9 +50,6 @@ impl Stream {
     /// When the socket is neither TCP nor a Unix stream, or cannot be registered.
     pub(crate) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
         let family = sockopt::socket_domain(&socket)?;
-        if sockopt::socket_type(&socket)? != rustix::net::SocketType::STREAM {
-            return Err(io::Error::other("not a stream socket"));
-        }
         // The flag belongs to the open file description; tokio refuses a blocking one.
         rustix::io::ioctl_fionbio(&socket, true)?;
         match family {
