@@ -222,6 +222,12 @@ impl Io {
         }
     }
 
+    /// Whether something can be read: asks the kernel.
+    pub(crate) fn has_arrived(&self) -> bool {
+        let is_queued = |stream: &Stream| stream.queue() == Queue::Bytes;
+        !self.leftover.is_empty() || self.stream.as_ref().is_some_and(is_queued)
+    }
+
     /// Whether what is written now are an application's WebSocket frames.
     fn is_followed(&self) -> bool {
         self.shared.is_websocket() && !InHyper::is(&self.shared)

@@ -200,6 +200,11 @@ impl Upgraded {
         self.wants.clone()
     }
 
+    /// Whether something can be read, also if tokio does not know it yet.
+    pub(crate) fn has_arrived(&self) -> bool {
+        self.io.has_arrived()
+    }
+
     /// Gives the connection up, when [`Want::GiveUp`] says so: to be returned from [`Protocol::serve`]. All that was written must
     /// have been flushed.
     ///

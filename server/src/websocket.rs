@@ -50,7 +50,7 @@
 //! - A session in the middle of a message, or in its closing handshake, does not move: the former when the message is complete, the latter
 //!   is finished here.
 
-use std::{future::Future, io};
+use std::{future::Future, io, pin::Pin, task::Poll};
 
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt};
@@ -128,7 +128,7 @@ pub enum Error {
 /// A session with one client. Answers Ping and Close by itself, as long as [`WebSocket::next`] is called.
 #[derive(Debug)]
 pub struct WebSocket {
-    stream: WebSocketStream<Frames<Upgraded>>,
+    stream: Sessions,
     wants: Wants,
     /// A Close frame was sent or received.
     is_closing: bool,
@@ -171,15 +171,19 @@ impl WebSocket {
             let farewell = farewell(want).filter(|_| !self.is_closing);
             tokio::select! {
                 biased;
-                // Unconstrained: if it has nothing, nothing has arrived, and not only for this turn of the task.
-                received = unconstrained(self.stream.next()) => {
-                    if let Some(event) = self.receive(received).await? {
-                        return Ok(event);
+                received = receive(&mut self.stream, farewell.is_some()) => match received {
+                    Some(received) => {
+                        if let Some(event) = self.take(received).await? {
+                            return Ok(event);
+                        }
                     }
-                }
+                    None => {
+                        if let Some((code, reason)) = farewell {
+                            self.close(code, reason).await?;
+                        }
+                    }
+                },
                 _ = self.wants.changed() => {}
-                // All that has arrived was answered.
-                (code, reason) = ready(farewell) => self.close(code, reason).await?,
             }
         }
     }
@@ -233,7 +237,7 @@ impl WebSocket {
         Ok(connection.give_up(unread, session.into()))
     }
 
-    async fn receive(&mut self, received: Option<Received>) -> Result<Option<Event>, Error> {
+    async fn take(&mut self, received: Option<Received>) -> Result<Option<Event>, Error> {
         let message = match received {
             None => return Ok(Some(Event::Closed)),
             Some(Ok(tungstenite::Message::Text(text))) => Message::Text(text.as_str().to_owned()),
@@ -266,6 +270,8 @@ impl WebSocket {
     }
 }
 
+type Sessions = WebSocketStream<Frames<Upgraded>>;
+
 type Received = Result<tungstenite::Message, tungstenite::Error>;
 
 /// The longest reason in a Close frame, in bytes (RFC 6455, section 5.5).
@@ -280,13 +286,21 @@ fn farewell(want: Want) -> Option<(u16, &'static str)> {
     }
 }
 
-/// Ready at once, or never.
-fn ready<T>(value: Option<T>) -> impl Future<Output = T> {
-    let mut value = value;
-    std::future::poll_fn(move |_| match value.take() {
-        Some(value) => std::task::Poll::Ready(value),
-        None => std::task::Poll::Pending,
+/// What the client sends next; or `None`, if `unless_empty` and nothing has arrived.
+async fn receive(stream: &mut Sessions, unless_empty: bool) -> Option<Option<Received>> {
+    std::future::poll_fn(|cx| {
+        // Unconstrained: `Pending` must not mean that it is only another task's turn.
+        let received = Pin::new(&mut unconstrained(stream.next())).poll(cx);
+        match received {
+            Poll::Ready(received) => Poll::Ready(Some(received)),
+            // The kernel is asked: tokio does not know yet of what came a moment ago, or before the connection moved.
+            Poll::Pending if unless_empty && !stream.get_ref().get_ref().has_arrived() => {
+                Poll::Ready(None)
+            }
+            Poll::Pending => Poll::Pending,
+        }
     })
+    .await
 }
 
 fn broken(error: tungstenite::Error) -> Error {
@@ -295,3 +309,6 @@ fn broken(error: tungstenite::Error) -> Error {
         other => Error::Io(io::Error::other(other)),
     }
 }
+
+#[cfg(test)]
+mod tests;

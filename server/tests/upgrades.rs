@@ -384,6 +384,21 @@ fn an_application_that_knows_nothing_has_its_clients_told_and_they_come_back() {
 }
 
 #[test]
+fn a_stop_says_going_away_to_all() {
+    let service = start("chat/1\n20000");
+    let mut sessions = [connect(&service, "/ws"), connect(&service, "/plain")];
+    for ws in &mut sessions {
+        ws.send(&text("x"));
+        assert_eq!(ws.recv().opcode, TEXT);
+    }
+    service.signal(service.pid(), nix::sys::signal::Signal::SIGTERM);
+    for ws in sessions {
+        ws.closes(1001);
+    }
+    eventually("it has ended", || service.processes().is_empty());
+}
+
+#[test]
 fn who_does_not_answer_and_who_is_no_websocket_is_cut_and_named() {
     let service = start("chat/1\n700");
     let mut silent = connect(&service, "/plain");

@@ -79,6 +79,10 @@ impl<S> Frames<S> {
         }
     }
 
+    pub(crate) fn get_ref(&self) -> &S {
+        &self.io
+    }
+
     /// The library has nothing but whole messages.
     pub(crate) fn is_at_rest(&self) -> bool {
         self.open == 0 && !self.is_fragmented
