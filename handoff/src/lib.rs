@@ -33,6 +33,7 @@ mod failpoint;
 mod link;
 pub mod listeners;
 mod live;
+mod memory;
 mod news;
 mod parent;
 pub mod pidfile;

@@ -246,6 +246,17 @@ pub enum TakeError {
         /// The section that went beyond.
         name: String,
     },
+    /// There is no memory for it and the copy that the new process makes of it.
+    #[error(
+        "the state takes {bytes} bytes or more, and the new process needs as much again, but {room}: \
+         raise that limit, or keep less in memory"
+    )]
+    Memory {
+        /// What has been written, in bytes.
+        bytes: u64,
+        /// The limit, and what it leaves, in words.
+        room: String,
+    },
     /// A section could not be written.
     #[error("section `{name}`: cannot write its state")]
     Section {
@@ -394,10 +405,13 @@ impl Snapshot {
         for section in sections {
             let name = section.name().to_owned();
             let version = section.version();
-            let mut out = SectionWriter::new(&file, MAX_STATE_BYTES - offset);
+            let mut out = SectionWriter::new(&file, offset, MAX_STATE_BYTES - offset);
             let written = section.snapshot(&mut out).and_then(|()| out.file.flush());
             if out.overflowed {
                 return Err(TakeError::TooLarge { name });
+            }
+            if let Some(error) = out.no_memory {
+                return Err(error);
             }
             if let Err(source) = written {
                 return Err(TakeError::Section { name, source });
@@ -412,6 +426,7 @@ impl Snapshot {
             });
             offset += length;
         }
+        check_memory(offset)?;
         seal(&file).map_err(memfd("seal"))?;
         let manifest = Manifest {
             sections: entries,
@@ -708,32 +723,47 @@ fn is_sealed(fd: impl AsFd) -> bool {
     rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SEALS))
 }
 
+/// How much is written between two looks at the memory that is left.
+const CHECK_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Appends one section to the memfd: counts, bounds and sums up what passes.
 struct SectionWriter<'a> {
     file: BufWriter<&'a File>,
     crc: crc32fast::Hasher,
     length: u64,
+    /// Where it begins.
+    offset: u64,
     room: u64,
     overflowed: bool,
+    no_memory: Option<TakeError>,
 }
 
 impl<'a> SectionWriter<'a> {
-    fn new(file: &'a File, room: u64) -> Self {
+    fn new(file: &'a File, offset: u64, room: u64) -> Self {
         Self {
             file: BufWriter::with_capacity(BUFFER_BYTES, file),
             crc: crc32fast::Hasher::new(),
             length: 0,
+            offset,
             room,
             overflowed: false,
+            no_memory: None,
         }
     }
 }
 
 impl Write for SectionWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let end = self.offset + self.length;
         if bytes.len() as u64 > self.room - self.length {
             self.overflowed = true;
             return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if (end + bytes.len() as u64) / CHECK_BYTES > end / CHECK_BYTES
+            && let Err(error) = check_memory(end)
+        {
+            self.no_memory = Some(error);
+            return Err(io::ErrorKind::OutOfMemory.into());
         }
         let written = self.file.write(bytes)?;
         self.crc.update(&bytes[..written]);
@@ -743,6 +773,17 @@ impl Write for SectionWriter<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.flush()
+    }
+}
+
+/// Whether there is memory for a copy of so much; what the memfd holds is counted as used already.
+fn check_memory(bytes: u64) -> Result<(), TakeError> {
+    match crate::memory::room() {
+        Some(room) if room.left < bytes => Err(TakeError::Memory {
+            bytes,
+            room: room.to_string(),
+        }),
+        _ => Ok(()),
     }
 }
 
