@@ -252,7 +252,8 @@ fn a_server_without_descriptors_neither_spins_nor_forgets_anybody() {
         used < 50,
         "{used}0 ms of processor time while there was nothing to do"
     );
-    assert!(lines < 100, "{lines} lines in the log");
+    // One line each ten seconds, if the machine is so slow.
+    assert!(lines < 5, "{lines} lines in the log");
     // It cannot start a child now either, and says so.
     hello.signal(pid, Signal::SIGUSR2);
     eventually("the reload has failed", || {

@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     listeners::{Kind, Listener},
     live::{ConnectionGuard, OtherGuard},
+    rarely::Rarely,
     shared::{Phase, Shared},
 };
 
@@ -151,6 +152,7 @@ pub struct Acceptor {
     phase: watch::Receiver<Phase>,
     socket: Option<Socket>,
     alive: Option<OtherGuard>,
+    exhausted: Rarely,
 }
 
 /// All listeners, registered with tokio: what can fail has been done before the process is committed.
@@ -183,6 +185,7 @@ impl Acceptors {
             phase: shared.phase.subscribe(),
             alive: Some(shared.live.other()),
             socket: Some(socket),
+            exhausted: Rarely::default(),
             shared: shared.clone(),
         })
     }
@@ -294,7 +297,7 @@ impl Acceptor {
         self.alive = None;
     }
 
-    async fn after(&self, error: &io::Error) {
+    async fn after(&mut self, error: &io::Error) {
         match Errno::from_io_error(error) {
             // That client has gone already (accept(2)).
             Some(
@@ -311,7 +314,9 @@ impl Acceptor {
                 | Errno::PERM,
             ) => {}
             _ => {
-                tracing::warn!(listener = self.name, %error, "cannot accept; waiting");
+                if let Some(times) = self.exhausted.again() {
+                    tracing::warn!(listener = self.name, %error, times, "cannot accept; waiting");
+                }
                 tokio::time::sleep(EXHAUSTED_PAUSE).await;
             }
         }

@@ -40,6 +40,7 @@ pub mod pidfile;
 #[doc(hidden)]
 pub mod process;
 mod protocol;
+mod rarely;
 mod registered;
 mod serving;
 mod shared;

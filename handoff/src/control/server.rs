@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::outbox::Outbox;
 use super::{Event, MAX_CLIENTS, MAX_REQUEST_LEN, REQUEST_PATIENCE, Reply, Request};
+use crate::rarely::Rarely;
 
 /// How long not to accept when descriptors or memory have run out: the connection stays in the
 /// backlog, so an accept would fail again at once.
@@ -111,6 +112,7 @@ impl Server {
         // A duplicate, so that it is registered with epoll for only as long as this runs: epoll
         // would go on to report a listener that another process accepts on.
         let listener = UnixListener::from_std(self.listener()?.into())?;
+        let mut exhausted = Rarely::default();
         loop {
             let accepted = tokio::select! {
                 () = requests.closed() => return Ok(()),
@@ -121,7 +123,9 @@ impl Server {
                 Err(error) => match Errno::from_io_error(&error) {
                     Some(Errno::CONNABORTED | Errno::INTR) => {}
                     Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                        tracing::warn!(%error, "the control socket cannot accept; trying again");
+                        if let Some(times) = exhausted.again() {
+                            tracing::warn!(%error, times, "the control socket cannot accept; trying again");
+                        }
                         tokio::time::sleep(EXHAUSTED_PAUSE).await;
                     }
                     _ => return Err(error),
