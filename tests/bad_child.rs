@@ -769,7 +769,7 @@ mod rogue {
             "of-the-parents" => {
                 hello(1, 1).send();
                 // No changes, inline: the variant and an empty list.
-                Record::new(2, COMMIT, vec![0; 12]).send();
+                Record::new(2, COMMIT, vec![0; 28]).send();
             }
             "accepting-too-early" => {
                 hello(1, 1).send();
