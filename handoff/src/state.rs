@@ -248,11 +248,11 @@ pub enum TakeError {
     },
     /// There is no memory for it and the copy that the new process makes of it.
     #[error(
-        "the state takes {bytes} bytes or more, and the new process needs as much again, but {room}: \
-         raise that limit, or keep less in memory"
+        "the state and the copy that the new process makes of it need {bytes} bytes more, or even more, but \
+         {room}: raise that limit, or keep less in memory"
     )]
     Memory {
-        /// What has been written, in bytes.
+        /// What is needed at least, in bytes.
         bytes: u64,
         /// The limit, and what it leaves, in words.
         room: String,
@@ -759,9 +759,11 @@ impl Write for SectionWriter<'_> {
             self.overflowed = true;
             return Err(io::ErrorKind::FileTooLarge.into());
         }
-        if (end + bytes.len() as u64) / CHECK_BYTES > end / CHECK_BYTES
-            && let Err(error) = check_memory(end)
-        {
+        let (bytes, _) = bytes.split_at(bytes.len().min(CHECK_BYTES as usize));
+        let length = bytes.len() as u64;
+        let is_due = end == 0 || (end + length) / CHECK_BYTES > end / CHECK_BYTES;
+        // The piece itself is not counted as used yet.
+        if is_due && let Err(error) = check_memory(end + 2 * length) {
             self.no_memory = Some(error);
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -776,7 +778,7 @@ impl Write for SectionWriter<'_> {
     }
 }
 
-/// Whether there is memory for a copy of so much; what the memfd holds is counted as used already.
+/// Whether there is memory for so much more; what the memfd holds is counted as used already.
 fn check_memory(bytes: u64) -> Result<(), TakeError> {
     match crate::memory::room() {
         Some(room) if room.left < bytes => Err(TakeError::Memory {
