@@ -16,7 +16,7 @@ pub(crate) const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
 
 /// How long hyper is kept for a connection that rests: longer than between the requests of a client that is at work, and
 /// short beside the time for which idle connections are kept.
-pub(crate) const LOOK_AFTER: Duration = Duration::from_secs(5);
+pub(crate) const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// How much longer a client may take when its bytes arrived just before its time was up.
 ///

@@ -67,6 +67,12 @@ pub(crate) struct ConnectionsArgs {
     #[arg(long, default_value_t = 253, value_parser = clap::value_parser!(u32).range(1..=253))]
     pub(crate) batch: u32,
 
+    /// How long the connections are left alone before each reload. One that was just used is not idle yet: `hello` lets
+    /// go of its buffers after two seconds
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds_always")]
+    pub(crate) rest: Duration,
+
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -66,6 +66,7 @@ async fn measure(args: &ConnectionsArgs, place: &Place, out: &Path) -> Result<Re
     for n in 1..=args.repetitions {
         let took = bare_once(args).context("A, the bare loop")?;
         bare_ms.push(took.as_secs_f64() * 1e3);
+        tokio::time::sleep(args.rest).await;
         let moved = moving.reload().await.context("B, the reload")?;
         eprintln!(
             "{n} of {}: A {:.2} ms, B {:.2} ms, all answered after {:.0} ms",
