@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     connection::Carried,
-    drain::{self, Live},
+    drain::{self, Live, Taken},
     io::Stream,
     service::Serve,
 };
@@ -30,9 +30,13 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
             tracing::debug!(%error, "TCP_NODELAY");
         }
         let info = server.info(peer, listener.clone());
-        drain::spawn(&server, |server| async move {
-            drain::serve(server, stream.into(), Carried::default(), info, guard).await;
-        });
+        let taken = Taken {
+            stream: stream.into(),
+            carried: Carried::default(),
+            info,
+            guard,
+        };
+        drain::spawn(&server, |server| drain::serve(server, taken));
     }
 }
 

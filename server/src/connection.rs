@@ -183,35 +183,38 @@ where
 ///
 /// What every request of the connection should know (its peer, for instance) is put into the
 /// request's extensions by a service around `service`.
-pub(crate) async fn serve<S: Answer>(
-    stream: Stream,
-    carried: Carried,
-    service: S,
-    config: &Config,
+///
+/// Not an `async fn`: that would hold its arguments twice, and most connections only wait.
+pub(crate) fn serve<'a, S: Answer + 'a>(
+    mut stream: Stream,
+    mut carried: Carried,
+    mut service: S,
+    config: &'a Config,
     mut orders: watch::Receiver<Order>,
-) -> End {
-    let (mut stream, mut carried, mut service) = (stream, carried, service);
-    loop {
-        if carried.leftover.is_empty() && carried.spent.head.is_none() {
-            let now = Instant::now();
-            let since = now.checked_sub(carried.spent.waited).unwrap_or(now);
-            let wake = sleep(&stream, since, config, &mut orders).await;
-            carried.spent.waited = since.elapsed();
-            match wake {
-                Wake::Bytes => {}
-                Wake::GiveUp => return give_up(stream, carried),
-                Wake::Close => {
-                    unless_cut(&mut orders, Box::pin(linger(stream, Vec::new()))).await;
-                    return End::Closed;
+) -> impl Future<Output = End> + use<'a, S> {
+    async move {
+        loop {
+            if carried.leftover.is_empty() && carried.spent.head.is_none() {
+                let now = Instant::now();
+                let since = now.checked_sub(carried.spent.waited).unwrap_or(now);
+                let wake = sleep(&stream, since, config, &mut orders).await;
+                carried.spent.waited = since.elapsed();
+                match wake {
+                    Wake::Bytes => {}
+                    Wake::GiveUp => return give_up(stream, carried),
+                    Wake::Close => {
+                        unless_cut(&mut orders, Box::pin(linger(stream, Vec::new()))).await;
+                        return End::Closed;
+                    }
+                    Wake::Cut => return End::Cut { request: None },
                 }
-                Wake::Cut => return End::Cut { request: None },
             }
-        }
-        // In a box, so that a connection that sleeps has none of it.
-        let awake = Box::pin(serve_awake(stream, carried, service, config, &mut orders));
-        match awake.await {
-            Left::Ended(end) => return end,
-            Left::Sleeps(left) => (stream, carried, service) = left,
+            // In a box, so that a connection that sleeps has none of it.
+            let awake = Box::pin(serve_awake(stream, carried, service, config, &mut orders));
+            match awake.await {
+                Left::Ended(end) => return end,
+                Left::Sleeps(left) => (stream, carried, service) = left,
+            }
         }
     }
 }

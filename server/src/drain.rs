@@ -75,26 +75,41 @@ pub(crate) async fn command(mut phase: watch::Receiver<Phase>, orders: watch::Se
     }
 }
 
+/// A connection that nobody serves at the moment.
+pub(crate) struct Taken {
+    pub(crate) stream: Stream,
+    pub(crate) carried: Carried,
+    pub(crate) info: ConnectionInfo,
+    pub(crate) guard: ConnectionGuard,
+}
+
 /// Serves a connection to its end in this process, or gives it up.
-pub(crate) async fn serve<S: Serve>(
+///
+/// Not an `async fn`, for [`connection::serve`]'s reason.
+pub(crate) fn serve<S: Serve>(
     server: Arc<Live<S>>,
-    stream: Stream,
-    carried: Carried,
-    info: ConnectionInfo,
-    mut guard: ConnectionGuard,
-) {
-    let orders = server.orders.clone();
-    let service = informed(&server, &info);
-    match connection::serve(stream, carried, service, &server.config, orders).await {
-        End::Closed => {}
-        End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
-        End::Upgraded(session) => Box::pin(session::run(&server, session, info, guard)).await,
-        End::GivenUp(rested) => {
-            guard.moves_as(if rested.answered { "answered" } else { "idle" });
-            let serving = server.serving.clone();
-            serving.hand_over_or(give_up(rested, &info), guard, move |not_moved| {
-                come_back(&server, not_moved, info);
-            });
+    taken: Taken,
+) -> impl Future<Output = ()> + Send + use<S> {
+    let Taken {
+        stream,
+        carried,
+        info,
+        mut guard,
+    } = taken;
+    async move {
+        let orders = server.orders.clone();
+        let service = informed(&server, &info);
+        match connection::serve(stream, carried, service, &server.config, orders).await {
+            End::Closed => {}
+            End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
+            End::Upgraded(session) => Box::pin(session::run(&server, session, info, guard)).await,
+            End::GivenUp(rested) => {
+                guard.moves_as(if rested.answered { "answered" } else { "idle" });
+                let serving = server.serving.clone();
+                serving.hand_over_or(give_up(rested, &info), guard, move |not_moved| {
+                    come_back(&server, not_moved, info);
+                });
+            }
         }
     }
 }
@@ -205,9 +220,15 @@ impl<S: Serve> TakeUp<S> for Http1 {
     fn take_up(&self, server: &Arc<Live<S>>, connection: Connection, guard: ConnectionGuard) {
         let info = server.info(connection.peer, connection.listener.as_str().into());
         match take_up(connection) {
-            Ok((stream, carried)) => spawn(server, |server| async move {
-                serve(server, stream, carried, info, guard).await;
-            }),
+            Ok((stream, carried)) => {
+                let taken = Taken {
+                    stream,
+                    carried,
+                    info,
+                    guard,
+                };
+                spawn(server, |server| serve(server, taken));
+            }
             Err(error) => {
                 tracing::error!(%error, "a connection that was handed over cannot be served");
             }
