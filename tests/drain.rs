@@ -366,6 +366,43 @@ fn generations_that_still_drain_finish_while_the_next_ones_serve() {
     assert_eq!(hello.requests(), answered);
 }
 
+/// Of each kind that can keep a process.
+#[test]
+fn status_says_what_a_draining_process_waits_for() {
+    let hello = Hello::start();
+    let mut upload = Client::connect(hello.address());
+    upload.send("POST /upload?secret=1 HTTP/1.1\r\nhost: test\r\ncontent-length: 10\r\n\r\n12345");
+    upload.until_read();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=5000"));
+    slow.until_read();
+    let mut stream = Client::connect(hello.address());
+    stream.send(request("/stream?chunks=1000&ms=20"));
+    let _ = stream.head();
+    hello.begin_reload();
+    let expected = [
+        format!("{} POST /upload", upload.name()),
+        format!("{} GET /slow", slow.name()),
+        format!("{} GET /stream", stream.name()),
+    ];
+    eventually("all three are named", || {
+        let draining = &hello.status()["draining"][0];
+        assert_eq!(draining["generation"], 1);
+        let named = draining["named"].as_array().expect("a list");
+        expected.iter().all(|name| named.iter().any(|n| n == name))
+    });
+    let output = hello.hello(&["status"]);
+    let said = support::text(&output);
+    assert!(said.contains(&format!("\n    {}", expected[0])), "{said}");
+    upload.send("67890");
+    is_plain(&upload.answer(), 1);
+    eventually("what has ended is not named any more", || {
+        let status = hello.status();
+        let named = status["draining"][0]["named"].as_array().expect("a list");
+        named.len() == 2 && !named.iter().any(|name| *name == expected[0])
+    });
+}
+
 /// While the process is frozen, requests arrive in the kernel; then it is told to stop.
 #[test]
 fn requests_that_only_the_kernel_has_are_answered_before_a_stop() {

@@ -175,6 +175,9 @@ where
     type Failure = S::Error;
 }
 
+/// Is told the request that keeps a connection from what was ordered, e.g. `GET /slow`.
+pub(crate) type Busy<'a> = dyn Fn(&str) + Send + Sync + 'a;
+
 /// Serves `stream`, which brings `carried` along, until it ends or `orders` end it.
 ///
 /// The first order is the one that is in force when this is called. If the sender of `orders` is
@@ -185,12 +188,14 @@ where
 /// request's extensions by a service around `service`.
 ///
 /// Not an `async fn`: that would hold its arguments twice, and most connections only wait.
+#[expect(clippy::manual_async_fn, reason = "see above")]
 pub(crate) fn serve<'a, S: Answer + 'a>(
     mut stream: Stream,
     mut carried: Carried,
     mut service: S,
     config: &'a Config,
     mut orders: watch::Receiver<Order>,
+    busy: &'a Busy<'a>,
 ) -> impl Future<Output = End> + use<'a, S> {
     async move {
         loop {
@@ -210,7 +215,8 @@ pub(crate) fn serve<'a, S: Answer + 'a>(
                 }
             }
             // In a box, so that a connection that sleeps has none of it.
-            let awake = Box::pin(serve_awake(stream, carried, service, config, &mut orders));
+            let awake = serve_awake(stream, carried, service, config, &mut orders, busy);
+            let awake = Box::pin(awake);
             match awake.await {
                 Left::Ended(end) => return end,
                 Left::Sleeps(left) => (stream, carried, service) = left,
@@ -247,6 +253,7 @@ async fn serve_awake<S: Answer>(
     service: S,
     config: &Config,
     orders: &mut watch::Receiver<Order>,
+    busy: &Busy<'_>,
 ) -> Left<S> {
     let mut life = Life::begin(stream, carried, service, config);
     let mut timer = pin!(sleep_until(life.first_deadline()));
@@ -276,7 +283,8 @@ async fn serve_awake<S: Answer>(
         };
         match step {
             Step::Ordered => {}
-            Step::Ended => return Left::Ended(life.end(orders).await),
+            Step::Busy(request) => busy(&request),
+            Step::Ended => return Left::Ended(life.end(orders, busy).await),
             Step::GiveUp => return Left::Ended(life.give_up()),
             Step::Close => {
                 if let Some(goodbye) = life.close() {

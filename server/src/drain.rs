@@ -99,7 +99,11 @@ pub(crate) fn serve<S: Serve>(
     async move {
         let orders = server.orders.clone();
         let service = informed(&server, &info);
-        match connection::serve(stream, carried, service, &server.config, orders).await {
+        let end = {
+            let busy = |request: &str| guard.waits_for(&name(&info, Some(request)));
+            connection::serve(stream, carried, service, &server.config, orders, &busy).await
+        };
+        match end {
             End::Closed => {}
             End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
             End::Upgraded(session) => Box::pin(session::run(&server, session, info, guard)).await,
@@ -150,8 +154,9 @@ async fn serve_to_its_end<S: Serve>(
     guard: ConnectionGuard,
 ) {
     let service = informed(server, &info);
+    let busy = |request: &str| guard.waits_for(&name(&info, Some(request)));
     let served = stay(
-        |orders| connection::serve(stream, carried, service, &server.config, orders),
+        |orders| connection::serve(stream, carried, service, &server.config, orders, &busy),
         server.orders.clone(),
     )
     .await;

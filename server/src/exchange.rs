@@ -35,6 +35,13 @@ impl Exchange {
         }
     }
 
+    /// Says its name if somebody has asked.
+    fn answer(&self) {
+        if self.shared.is_asked() {
+            self.shared.tell(&self.name);
+        }
+    }
+
     /// Says in the head of the answer what we know of the connection's end.
     fn settle<B>(&self, response: &mut Response<B>) {
         let status = response.status();
@@ -132,6 +139,9 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
+        if let Some(exchange) = &*this.exchange {
+            exchange.answer();
+        }
         let mut response = ready!(this.future.poll(cx))?;
         let exchange = this.exchange.take();
         if let Some(exchange) = &exchange {
@@ -161,6 +171,9 @@ impl<B: Body> Body for ResponseBody<B> {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        if let Some(exchange) = &self._exchange {
+            exchange.answer();
+        }
         self.project().body.poll_frame(cx)
     }
 

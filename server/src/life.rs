@@ -18,7 +18,7 @@ use tracing::debug;
 
 use crate::body::Discarded;
 use crate::clock::{Clock, Spent};
-use crate::connection::{Answer, Carried, Config, End, Order, Rested, unless_cut};
+use crate::connection::{Answer, Busy, Carried, Config, End, Order, Rested, unless_cut};
 use crate::exchange::{Shared, Watched};
 use crate::farewell::InHyper;
 use crate::io::{Io, Queue, Stream};
@@ -32,6 +32,8 @@ use crate::websocket::{GOING_AWAY, SERVICE_RESTART};
 pub(crate) enum Step {
     /// There is a new order.
     Ordered,
+    /// This request keeps the connection from what was ordered.
+    Busy(String),
     /// hyper is done with the connection.
     Ended,
     /// The connection rests, and is to be given up.
@@ -80,6 +82,8 @@ pub(crate) struct Life<'a, S: Answer> {
     order: Order,
     /// A request was under way when the order came.
     was_busy: bool,
+    /// Whoever ordered knows what is under way.
+    is_named: bool,
     clock: Clock,
     /// What the tokio timer is set to: never later than the clock's deadline while that matters.
     timer_set_to: Instant,
@@ -104,6 +108,7 @@ impl<'a, S: Answer> Life<'a, S> {
             shared: Arc::clone(&shared),
             order: Order::Serve,
             was_busy: false,
+            is_named: true,
             clock,
             timer_set_to,
             timer_is_watched: false,
@@ -123,8 +128,13 @@ impl<'a, S: Answer> Life<'a, S> {
     }
 
     pub(crate) fn obey(&mut self, order: Order) {
-        self.order = order;
-        self.was_busy = self.shared.is_busy();
+        if std::mem::replace(&mut self.order, order) != order {
+            self.was_busy = self.shared.is_busy();
+            self.is_named = order == Order::Serve || !self.was_busy;
+            if !self.is_named {
+                self.shared.ask();
+            }
+        }
         self.shared.obey(order);
     }
 
@@ -198,6 +208,12 @@ impl<'a, S: Answer> Life<'a, S> {
         // it ceases to be counted.
         if shared.is_busy() {
             self.clock.pause();
+            if !self.is_named
+                && let Some(name) = shared.take_told()
+            {
+                self.is_named = true;
+                return Poll::Ready(Step::Busy(name));
+            }
             return Poll::Pending;
         }
         // Condition 2. hyper writes what is left, or shuts down, and no timeout runs meanwhile.
@@ -354,7 +370,7 @@ impl<'a, S: Answer> Life<'a, S> {
     }
 
     /// hyper is done: closes the socket without a reset, or waits for an upgraded connection's end.
-    pub(crate) async fn end(mut self, orders: &mut watch::Receiver<Order>) -> End {
+    pub(crate) async fn end(mut self, orders: &mut watch::Receiver<Order>, busy: &Busy<'_>) -> End {
         let stream = if let Some(parts) = self.take_apart() {
             parts.stream
         } else {
@@ -363,7 +379,7 @@ impl<'a, S: Answer> Life<'a, S> {
                 return End::Upgraded(session);
             }
             self.shared.upgrade();
-            match until_returned(&shared, orders).await {
+            match until_returned(&shared, orders, busy).await {
                 Some(stream) => stream,
                 None => return self.cut(),
             }
@@ -395,9 +411,19 @@ impl<S: Answer> Drop for Life<'_, S> {
 }
 
 /// Waits for the end of a connection that the application uses, and has its client told when the process drains. `None` if it is to be cut.
-async fn until_returned(shared: &Shared, orders: &mut watch::Receiver<Order>) -> Option<Stream> {
+async fn until_returned(
+    shared: &Shared,
+    orders: &mut watch::Receiver<Order>,
+    busy: &Busy<'_>,
+) -> Option<Stream> {
     loop {
-        match *orders.borrow_and_update() {
+        let order = *orders.borrow_and_update();
+        if order != Order::Serve
+            && let Some(request) = shared.lasting()
+        {
+            busy(&request);
+        }
+        match order {
             Order::Serve => {}
             Order::HandOver | Order::LastAnswer => shared.bid_farewell(SERVICE_RESTART),
             Order::Close => shared.bid_farewell(GOING_AWAY),

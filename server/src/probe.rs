@@ -38,7 +38,14 @@ pub(crate) async fn probe<S: Serve>(
         service,
         info: ConnectionInfo::new(None, LISTENER.into(), orders.clone()),
     };
-    let served = connection::serve(theirs.into(), Carried::default(), service, &config, orders);
+    let served = connection::serve(
+        theirs.into(),
+        Carried::default(),
+        service,
+        &config,
+        orders,
+        &|_| {},
+    );
     let asked = async {
         tokio::select! {
             answer = ask(ours, path) => answer,

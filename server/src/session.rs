@@ -77,7 +77,24 @@ pub(crate) async fn run<S>(
 ) {
     let protocol = Arc::clone(&session.protocol);
     let request = session.request.clone();
-    let mut end = serve(session, &info, server.orders.clone()).await;
+    let mut end = {
+        let mut orders = server.orders.clone();
+        let named = async {
+            if orders
+                .wait_for(|order| *order != Order::Serve)
+                .await
+                .is_ok()
+            {
+                guard.waits_for(&name(&info, Some(&request)));
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            end = serve(session, &info, server.orders.clone()) => end,
+            () = named => End::Closed,
+        }
+    };
     if let End::GivenUp(given_up) = end {
         guard.moves_as("upgraded");
         let connection = match pack(given_up, &*protocol, &request, &info) {

@@ -59,6 +59,8 @@ pub(crate) struct Shared {
     pub(crate) write_blocked: AtomicBool,
     /// The writing side was, or is being, shut down.
     pub(crate) shut_down: AtomicBool,
+    /// The exchange under way is to say its name.
+    asked: AtomicBool,
     cold: Mutex<Cold>,
 }
 
@@ -73,6 +75,8 @@ struct Cold {
     abandoned: Option<Abandoned>,
     /// The request whose body, or whose upgraded connection, may outlive its answer.
     lasting: Option<Name>,
+    /// The request that is under way, if that was asked.
+    told: Option<Name>,
     /// The request that was under way when the connection was cut.
     interrupted: Option<Name>,
     /// The socket, given back by the last who held it.
@@ -137,6 +141,7 @@ impl Shared {
             ended: AtomicBool::new(false),
             write_blocked: AtomicBool::new(false),
             shut_down: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             cold: Mutex::default(),
         })
     }
@@ -357,6 +362,29 @@ impl Shared {
         drop(cold);
         drop(returned);
         io.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Wants to know which request is under way: the exchange says it when it is polled next. No name is kept for
+    /// each request on the chance that somebody asks.
+    pub(crate) fn ask(&self) {
+        self.asked.store(true, Relaxed);
+    }
+
+    pub(crate) fn is_asked(&self) -> bool {
+        self.asked.load(Relaxed)
+    }
+
+    /// Answers [`Shared::ask`].
+    pub(crate) fn tell(&self, name: &Name) {
+        self.asked.store(false, Relaxed);
+        self.cold().told = Some(name.clone());
+    }
+
+    /// The answer, once: of the exchange, else of a body that lives on.
+    pub(crate) fn take_told(&self) -> Option<String> {
+        let mut cold = self.cold();
+        let name = cold.told.take().or_else(|| cold.lasting.clone());
+        name.map(|name| name.to_string())
     }
 
     /// Which request the connection was cut in, if any: one that was being answered, else one whose

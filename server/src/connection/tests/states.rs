@@ -294,7 +294,15 @@ async fn the_last_order_stays_when_its_sender_is_gone() {
             Ok::<_, std::io::Error>(Response::new(Full::new(Bytes::from_static(b"/n/1"))))
         });
         let (stream, config) = (Stream::from(server), Config::default());
-        serve(stream, Carried::default(), service, &config, receiver).await
+        serve(
+            stream,
+            Carried::default(),
+            service,
+            &config,
+            receiver,
+            &|_| {},
+        )
+        .await
     });
     assert!(!client.ask("/n/1").await.says_close());
     orders.send(Order::LastAnswer).unwrap();
@@ -316,7 +324,15 @@ async fn axum_routers_are_served() {
         let router: axum::Router = axum::Router::new().route("/echo", echo);
         let service = hyper_util::service::TowerToHyperService::new(router);
         let (stream, config) = (Stream::from(server), Config::default());
-        serve(stream, Carried::default(), service, &config, receiver).await
+        serve(
+            stream,
+            Carried::default(),
+            service,
+            &config,
+            receiver,
+            &|_| {},
+        )
+        .await
     });
     client.send(post("/echo", 5) + "hello").await;
     assert_eq!(client.receive().await.text(), "hello");

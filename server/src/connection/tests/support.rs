@@ -74,7 +74,7 @@ impl Host {
                     state: Arc::clone(&shared),
                     generation,
                 };
-                let end = serve(stream, carried, app, &config, sender.subscribe()).await;
+                let end = serve(stream, carried, app, &config, sender.subscribe(), &|_| {}).await;
                 let End::GivenUp(rested) = end else {
                     return end;
                 };
