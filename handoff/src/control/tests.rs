@@ -14,6 +14,9 @@ use super::*;
 
 mod conversation;
 
+/// Longer than anything takes, even on a machine that is busy with other things.
+const LONG: Duration = Duration::from_secs(60);
+
 const PARENT: Generation = Generation {
     generation: 1,
     pid: 11,
@@ -44,14 +47,12 @@ impl World {
 
     fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.path).unwrap();
-        stream
-            .set_read_timeout(Some(Duration::from_secs(20)))
-            .unwrap();
+        stream.set_read_timeout(Some(LONG)).unwrap();
         stream
     }
 
     async fn next(&mut self) -> Incoming {
-        tokio::time::timeout(Duration::from_secs(20), self.requests.recv())
+        tokio::time::timeout(LONG, self.requests.recv())
             .await
             .unwrap()
             .unwrap()
@@ -60,7 +61,7 @@ impl World {
     /// A whole conversation of somebody else still works.
     async fn serves_others(&mut self) {
         let path = self.path.clone();
-        let asked = tokio::spawn(async move { stop(&path, Duration::from_secs(20)).await });
+        let asked = tokio::spawn(async move { stop(&path, LONG).await });
         let incoming = self.next().await;
         assert_eq!(incoming.request, Request::Stop);
         assert_eq!(incoming.peer.pid as u32, std::process::id());
