@@ -203,7 +203,7 @@ impl Bench<'_> {
         let timeline = Arc::clone(&self.timeline);
         let reloaded = self
             .server
-            .reload_by_socket(|generation| timeline.commit(generation))
+            .reload_by_socket(|(generation, _)| timeline.commit(generation))
             .await
             .context("the reload")?;
         self.timeline.end_reload();

@@ -11,7 +11,8 @@ use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::latency::{Histograms, Latency};
+use super::by_reload::{Between, ByReload};
+use super::latency::{Distribution, Histograms, Latency};
 use super::outcome::{Outcome, Verdict};
 use super::request::Kind;
 use super::timeline::Timeline;
@@ -51,10 +52,14 @@ pub(crate) struct Second {
     pub(crate) ended: u64,
     /// Requests of any kind that were lost in it, and connections closed for nothing.
     pub(crate) lost: u64,
-    /// Median latency.
+    /// Median latency of the prompt requests (`Kind::is_prompt`), as of the others below.
     pub(crate) p50_ms: f64,
+    /// 90th percentile.
+    pub(crate) p90_ms: f64,
     /// 99th percentile.
     pub(crate) p99_ms: f64,
+    /// 99.9th percentile.
+    pub(crate) p999_ms: f64,
     /// The worst.
     pub(crate) max_ms: f64,
     /// Reloads begun until its end.
@@ -73,6 +78,7 @@ struct State {
     latencies: Histograms,
     second: Second,
     series: Vec<Second>,
+    by_reload: ByReload,
     losses: Vec<Loss>,
     logged: u64,
     log: File,
@@ -113,6 +119,10 @@ pub(crate) struct Account {
     pub(crate) pids: BTreeSet<u32>,
     /// By kind; and `all`, `met-reload`, `met-none`.
     pub(crate) latencies: BTreeMap<&'static str, Latency>,
+    /// The same, in full.
+    pub(crate) distributions: BTreeMap<&'static str, Distribution>,
+    /// Reload by reload.
+    pub(crate) by_reload: Vec<Between>,
     /// Second by second.
     pub(crate) series: Vec<Second>,
     /// The first ones.
@@ -142,6 +152,7 @@ impl Book {
             latencies: Histograms::new()?,
             second: Second::default(),
             series: Vec::new(),
+            by_reload: ByReload::default(),
             losses: Vec::new(),
             logged: 0,
             log: file,
@@ -159,6 +170,7 @@ impl Book {
     /// A request ended. `due` is when it was to leave.
     pub(crate) fn enter(&self, kind: Kind, due: Instant, verdict: Verdict) {
         let met_reload = self.timeline.met_reload(due, verdict.at);
+        let reload = self.timeline.now().reload;
         let mut state = self.state();
         state.counts[kind as usize][verdict.outcome as usize] += 1;
         state.answers += u64::from(verdict.answered && kind.is_counted_by_server());
@@ -171,7 +183,9 @@ impl Book {
                     .record(kind, verdict.at.saturating_duration_since(due), met_reload);
             }
         }
-        if verdict.outcome != Outcome::Ok {
+        if verdict.outcome == Outcome::Ok {
+            state.by_reload.ok(reload, kind.name());
+        } else {
             self.lose(
                 &mut state,
                 verdict.outcome.name(),
@@ -205,6 +219,7 @@ impl Book {
     fn lose(&self, state: &mut State, what: &'static str, kind: Kind, port: u16, detail: String) {
         let now = self.timeline.now();
         state.second.lost += 1;
+        state.by_reload.lost(now.reload, what);
         let loss = Loss {
             at_s: now.at.as_secs_f64(),
             what,
@@ -232,8 +247,9 @@ impl Book {
         let mut second = std::mem::take(&mut state.second);
         let latency = state.latencies.turn();
         second.at_s = now.at.as_secs_f64();
-        (second.p50_ms, second.p99_ms, second.max_ms) =
-            (latency.p50_ms, latency.p99_ms, latency.max_ms);
+        (second.p50_ms, second.p90_ms) = (latency.p50_ms, latency.p90_ms);
+        (second.p99_ms, second.p999_ms) = (latency.p99_ms, latency.p999_ms);
+        second.max_ms = latency.max_ms;
         (second.reloads, second.generation) = (now.reload, now.generation);
         state.series.push(second.clone());
         second
@@ -271,6 +287,8 @@ impl Book {
             answers: state.answers,
             pids: state.pids.clone(),
             latencies: state.latencies.summary(),
+            distributions: state.latencies.distributions(),
+            by_reload: state.by_reload.all(),
             series: state.series.clone(),
             losses: state.losses.clone(),
         }

@@ -62,6 +62,24 @@ impl Latency {
     }
 }
 
+/// A distribution in full: pairs of a share of the requests, from 0 to 1, and the milliseconds
+/// that they took at most.
+pub(crate) type Distribution = Vec<(f64, f64)>;
+
+/// Steps for each halving of what is left above a percentile (HdrHistogram's usual table).
+const STEPS_PER_HALF: u32 = 5;
+/// What lies beyond says where the one worst request was, and nothing of the distribution.
+const LAST_QUANTILE: f64 = 0.99999;
+
+fn distribution(histogram: &Histogram<u64>) -> Distribution {
+    histogram
+        .iter_quantiles(STEPS_PER_HALF)
+        .map(|step| (step.quantile_iterated_to(), step.value_iterated_to()))
+        .filter(|(quantile, _)| *quantile <= LAST_QUANTILE)
+        .map(|(quantile, us)| (quantile, us as f64 / 1e3))
+        .collect()
+}
+
 /// For the JSON: milliseconds, as everywhere.
 pub(crate) fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
@@ -98,13 +116,13 @@ impl Histograms {
         } else {
             &mut self.met_none
         };
-        for histogram in [
-            &mut self.by_kind[kind as usize],
-            &mut self.all,
-            met,
-            &mut self.second,
-        ] {
+        for histogram in [&mut self.by_kind[kind as usize], &mut self.all] {
             histogram.saturating_record(us);
+        }
+        if kind.is_prompt() {
+            for histogram in [met, &mut self.second] {
+                histogram.saturating_record(us);
+            }
         }
     }
 
@@ -113,14 +131,22 @@ impl Histograms {
         &self.all
     }
 
-    /// Of the requests since the last call.
+    /// Of the prompt requests since the last call.
     pub(crate) fn turn(&mut self) -> Latency {
         let latency = Latency::of(&self.second);
         self.second.reset();
         latency
     }
 
-    /// By kind; and `all`, `met-reload`, `met-none`.
+    /// In full, of the prompt requests: `met-reload`, `met-none`.
+    pub(crate) fn distributions(&self) -> BTreeMap<&'static str, Distribution> {
+        BTreeMap::from([
+            ("met-reload", distribution(&self.met_reload)),
+            ("met-none", distribution(&self.met_none)),
+        ])
+    }
+
+    /// By kind; `all`; and of the prompt ones `met-reload`, `met-none`.
     pub(crate) fn summary(&self) -> BTreeMap<&'static str, Latency> {
         let mut summary: BTreeMap<_, _> = Kind::ALL
             .into_iter()

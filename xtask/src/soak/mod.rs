@@ -9,8 +9,9 @@
 //!   [`websocket`] (sessions that count);
 //! - the wire, from the kernel up: [`mod@line`], [`delay`] (distance), [`tap`] (what the socket said last);
 //! - the verdict: [`outcome`] and [`book`] (each request), [`timeline`] (which reload, which
-//!   generation), [`reloads`] and [`probe`] (each reload), [`latency`], [`ending`] and [`counter`] (what is left
-//!   when the load is over), [`checks`], [`results`], [`report`].
+//!   generation), [`reloads`] and [`probe`] (each reload), [`latency`], [`by_reload`],
+//!   [`samples`] (what each generation holds), [`ending`] and [`counter`] (what is left when the
+//!   load is over), [`checks`], [`results`], [`report`].
 //!
 //! Everything is bounded in time and count. Whatever ends the soak, [`builds::Place`] kills
 //! what it started.
@@ -30,6 +31,7 @@ use tokio_util::task::AbortOnDropHandle;
 mod args;
 mod book;
 mod builds;
+mod by_reload;
 mod checks;
 mod client;
 mod counter;
@@ -48,6 +50,7 @@ mod reloads;
 mod report;
 mod request;
 mod results;
+mod samples;
 mod schedule;
 mod server;
 mod tap;
@@ -67,7 +70,8 @@ pub(crate) use load::Load;
 pub(crate) use reloaded::Reloaded;
 use reloads::Run;
 pub(crate) use report::align;
-use results::{Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
+use results::{FORMAT, Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
+use samples::Samples;
 pub(crate) use schedule::Schedule;
 pub(crate) use server::Server;
 pub(crate) use timeline::{Build, Timeline};
@@ -156,7 +160,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         Server::start(place, &args.serve_args(), &out.join("server.log")).await?;
     let timeline = Arc::new(Timeline::new(status.generation, place.greetings.clone()));
     let book = Arc::new(Book::new(Arc::clone(&timeline), &out.join("losses.log"))?);
-    let client = client(&args, server.address, timeline, &book)?;
+    let client = client(&args, server.address, Arc::clone(&timeline), &book)?;
     let counted_before = counter::requests(server.address).await?;
 
     let (machine, began) = (machine(), Instant::now());
@@ -165,7 +169,9 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     let load = Load::start(&client, args.connections, schedule).await?;
     let messages = Messages::start(&client, args.websockets, args.websocket_rate).await?;
     let show = AbortOnDropHandle::new(tokio::spawn(progress::show(Arc::clone(&book))));
+    let samples = Samples::start(Arc::clone(&timeline), status.generation, status.pid);
     let run = Run {
+        samples: &samples,
         args: &args,
         place,
         server: &server,
@@ -176,6 +182,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     let websockets = messages.finish().await?;
     let sent = load.finish().await?;
     let lasted_s = began.elapsed().as_secs_f64();
+    let samples = samples.finish();
     // Uses them all, which would be a load of another kind beside the one that is measured.
     let idle = IdleResults::of(args.idle, &reloads, idle.finish().await);
     drop(show);
@@ -196,6 +203,9 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         ending: &ending,
     });
     Ok(Results {
+        format: FORMAT,
+        command: std::env::args().collect(),
+        builds: timeline.greetings(),
         passed: !checks.iter().any(checks::Check::failed),
         checks,
         machine,
@@ -207,6 +217,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
             counts: account.counts,
             totals: account.totals,
             latencies: account.latencies,
+            distributions: account.distributions,
         },
         idle,
         websockets,
@@ -215,6 +226,8 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
         holdings,
         ending,
         reloads,
+        by_reload: account.by_reload,
+        samples,
         series: account.series,
         losses: account.losses,
         args,

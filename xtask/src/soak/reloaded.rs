@@ -4,10 +4,20 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::process::Child;
+
+/// A phase of a reload, as the control socket tells it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct Phase {
+    /// `starting`, `joining`, `booting`, `restoring`, `committing`, `draining`; `drained` is the end.
+    pub(crate) name: String,
+    /// When it began, since the request, by the server's clock.
+    pub(crate) at_ms: f64,
+}
 
 /// How `hello reload` went.
 #[derive(Clone, Debug, Default)]
@@ -26,10 +36,14 @@ pub(crate) struct Reloaded {
     pub(crate) drain: Option<Duration>,
     /// Since the request, in microseconds: when the drain began.
     pub(crate) draining_at_us: Option<u64>,
+    /// The server's phases, in order.
+    pub(crate) phases: Vec<Phase>,
     /// Connections that moved to the new generation.
     pub(crate) moved: u64,
     /// The same, by what they were: `idle`, `answered`, `upgraded` and others.
     pub(crate) moved_as: BTreeMap<String, u64>,
+    /// Connections that the old generation finished itself.
+    pub(crate) finished: u64,
     /// Connections cut at the drain deadline.
     pub(crate) cut: u64,
     /// `drained` came without its counts, or with others than we know.
@@ -44,7 +58,7 @@ pub(crate) struct Reloaded {
 pub(crate) async fn follow_reload(
     mut child: Child,
     began: Instant,
-    mut committed: impl FnMut(u64),
+    mut committed: impl FnMut((u64, u32)),
 ) -> Result<Reloaded> {
     let (Some(stdout), Some(mut stderr)) = (child.stdout.take(), child.stderr.take()) else {
         bail!("`hello reload` has no output");
@@ -68,7 +82,7 @@ pub(crate) async fn follow_reload(
 pub(crate) async fn follow_socket(
     mut socket: UnixStream,
     began: Instant,
-    mut committed: impl FnMut(u64),
+    mut committed: impl FnMut((u64, u32)),
 ) -> Result<Reloaded> {
     let mut reloaded = Reloaded::default();
     socket.write_all(b"{\"verb\":\"reload\"}\n").await?;
@@ -84,33 +98,32 @@ impl Reloaded {
         &mut self,
         events: impl AsyncRead + Unpin,
         began: Instant,
-        committed: &mut impl FnMut(u64),
+        committed: &mut impl FnMut((u64, u32)),
     ) -> Result<()> {
         let mut lines = BufReader::new(events).lines();
         while let Some(line) = lines.next_line().await? {
-            if let Some(generation) = self.take_event(&line, began.elapsed()) {
-                committed(generation);
+            if let Some(to) = self.take_event(&line, began.elapsed()) {
+                committed(to);
             }
         }
         Ok(())
     }
 
-    /// One line of `hello reload --json`. Returns the generation that it says serves now.
-    fn take_event(&mut self, line: &str, at: Duration) -> Option<u64> {
+    /// One line of `hello reload --json`. Returns the generation and the process that it says serve now.
+    fn take_event(&mut self, line: &str, at: Duration) -> Option<(u64, u32)> {
         self.output.push_str(line);
         self.output.push('\n');
         let event: Value = serde_json::from_str(line).ok()?;
+        self.take_phase(&event);
         match (event["event"].as_str()?, event["result"].as_str()) {
             ("reloaded", Some("confirmed")) => {
                 let to = &event["to"];
                 let generation = to["generation"].as_u64()?;
-                self.to = Some((
-                    generation,
-                    to["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())?,
-                ));
+                let pid = to["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())?;
+                self.to = Some((generation, pid));
                 self.confirmed = Some(at);
                 self.serving = event["serving_us"].as_u64().map(Duration::from_micros);
-                Some(generation)
+                self.to
             }
             ("phase", _) if event["phase"] == "draining" => {
                 self.draining_at_us = event["at_us"].as_u64();
@@ -130,6 +143,24 @@ impl Reloaded {
         }
     }
 
+    fn take_phase(&mut self, event: &Value) {
+        let (name, at_us) = match event["event"].as_str() {
+            Some("phase") => (event["phase"].as_str(), event["at_us"].as_u64()),
+            // 0: the successor answers, which does not know when the parent began.
+            Some("drained") => (
+                Some("drained"),
+                event["at_us"].as_u64().filter(|us| *us > 0),
+            ),
+            _ => return,
+        };
+        if let (Some(name), Some(at_us)) = (name, at_us) {
+            self.phases.push(Phase {
+                name: name.into(),
+                at_ms: at_us as f64 / 1e3,
+            });
+        }
+    }
+
     /// A count that is missing is an error of ours, and must not look like a good reload.
     fn take_counts(&mut self, connections: &Value) {
         let count = |name: &str| connections[name].as_u64();
@@ -140,6 +171,7 @@ impl Reloaded {
             return;
         };
         (self.moved, self.cut) = (moved, cut);
+        self.finished = count("drained").unwrap_or(0);
         self.moved_as = moved_as
             .iter()
             .map(|(kind, count)| (kind.clone(), count.as_u64().unwrap_or(0)))
@@ -188,7 +220,7 @@ mod tests {
             .unwrap();
         let began = Instant::now();
         let mut commits = Vec::new();
-        let reloaded = follow_reload(child, began, |generation| {
+        let reloaded = follow_reload(child, began, |(generation, _)| {
             commits.push((generation, began.elapsed()));
         })
         .await
@@ -204,6 +236,15 @@ mod tests {
         assert_eq!(reloaded.serving, Some(Duration::from_micros(4100)));
         assert_eq!(reloaded.drain, Some(Duration::from_millis(5)));
         assert_eq!((reloaded.moved, reloaded.cut), (7, 1));
+        let phases: Vec<_> = reloaded
+            .phases
+            .iter()
+            .map(|phase| (phase.name.as_str(), phase.at_ms))
+            .collect();
+        assert_eq!(
+            phases,
+            [("starting", 0.003), ("draining", 4.0), ("drained", 9.0)]
+        );
         let moved_as = [("idle".to_owned(), 5), ("upgraded".to_owned(), 2)];
         assert_eq!(reloaded.moved_as, BTreeMap::from(moved_as));
         assert!(

@@ -16,6 +16,7 @@ use super::probe;
 use super::process::Holding;
 use super::reloaded::Reloaded;
 use super::results::Reload;
+use super::samples::Samples;
 use super::server::Server;
 use super::timeline::Build;
 
@@ -31,6 +32,7 @@ pub(crate) struct Run<'a> {
     pub(crate) place: &'a Place,
     pub(crate) server: &'a Server<'a>,
     pub(crate) client: &'a Arc<Client>,
+    pub(crate) samples: &'a Samples,
 }
 
 impl Run<'_> {
@@ -78,7 +80,10 @@ impl Run<'_> {
         let prober = AbortOnDropHandle::new(tokio::spawn(prober));
         let reloaded = self
             .server
-            .reload(|generation| timeline.commit(generation))
+            .reload(|(generation, pid)| {
+                timeline.commit(generation);
+                self.samples.committed(generation, pid);
+            })
             .await;
         timeline.end_reload();
         // One that hangs has failed, and the soak goes on to say so.
@@ -112,8 +117,10 @@ impl Run<'_> {
             drain_ms: reloaded.drain.map(ms),
             command_ms: ms(reloaded.took),
             bare_exec_ms: ms(bare_exec),
+            phases: reloaded.phases,
             moved: reloaded.moved,
             moved_as: reloaded.moved_as,
+            drained: reloaded.finished,
             cut: reloaded.cut,
             holding: reloaded.to.and_then(|(_, pid)| Holding::of(pid).ok()),
             client_connections: self.client.open.load(Ordering::Relaxed) as u64,

@@ -87,6 +87,15 @@ impl Kind {
         !matches!(self, Self::Idle | Self::Probe)
     }
 
+    /// Whether the server answers it at once. The others have pauses of their own, which would hide
+    /// those of a reload; and the longer a request lasts, the more likely it meets one.
+    pub(crate) fn is_prompt(self) -> bool {
+        matches!(
+            self,
+            Self::KeepAlive | Self::NewConnection | Self::WebSocket
+        )
+    }
+
     /// Whether the server's request counter counts it.
     pub(crate) fn is_counted_by_server(self) -> bool {
         self != Self::Probe

@@ -6,11 +6,17 @@ use serde::Serialize;
 
 use super::args::SoakArgs;
 use super::book::{Loss, Second, Totals};
+use super::by_reload::Between;
 use super::checks::Check;
 use super::idle::Look;
-use super::latency::Latency;
+use super::latency::{Distribution, Latency};
 use super::process::Holding;
+use super::reloaded::Phase;
+use super::samples::Sample;
 use super::websocket::Sessions;
+
+/// Of `soak.json`, as `docs/soak.md` describes it. Goes up when something that was there changes its meaning.
+pub(crate) const FORMAT: u32 = 1;
 
 /// One reload.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -41,10 +47,14 @@ pub(crate) struct Reload {
     pub(crate) command_ms: f64,
     /// Start to end of `hello --version` of the same binary, just before.
     pub(crate) bare_exec_ms: f64,
+    /// The server's own phases, in order; they count from the request.
+    pub(crate) phases: Vec<Phase>,
     /// Connections that moved.
     pub(crate) moved: u64,
     /// The same, by what they were, as the server says it.
     pub(crate) moved_as: BTreeMap<String, u64>,
+    /// Connections that the old generation finished itself.
+    pub(crate) drained: u64,
     /// Connections that were cut.
     pub(crate) cut: u64,
     /// What the new generation holds after the command's end.
@@ -249,9 +259,11 @@ pub(crate) struct LoadResults {
     pub(crate) counts: BTreeMap<&'static str, BTreeMap<&'static str, u64>>,
     /// The sums.
     pub(crate) totals: Totals,
-    /// From the due time, by kind; `all` of the schedule, and of these `met-reload`
-    /// (overlapped with a reload's command) and `met-none`.
+    /// From the due time, by kind; `all` of the schedule; and of those that are answered at once
+    /// (`Kind::is_prompt`) `met-reload` (overlapped with a reload's command) and `met-none`.
     pub(crate) latencies: BTreeMap<&'static str, Latency>,
+    /// In full, of `met-reload` and `met-none`.
+    pub(crate) distributions: BTreeMap<&'static str, Distribution>,
 }
 
 /// What was found after the load had ended.
@@ -282,6 +294,12 @@ pub(crate) struct Ending {
 /// All of it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Results {
+    /// [`FORMAT`].
+    pub(crate) format: u32,
+    /// The command line.
+    pub(crate) command: Vec<String>,
+    /// What the builds A and B say of themselves; `null`: it never answered.
+    pub(crate) builds: [Option<String>; 2],
     /// The verdict: every check passed.
     pub(crate) passed: bool,
     /// What was checked.
@@ -308,6 +326,10 @@ pub(crate) struct Results {
     pub(crate) ending: Ending,
     /// Each reload.
     pub(crate) reloads: Vec<Reload>,
+    /// The requests, from each reload to the next.
+    pub(crate) by_reload: Vec<Between>,
+    /// What each generation held, over time.
+    pub(crate) samples: Vec<Sample>,
     /// Each second.
     pub(crate) series: Vec<Second>,
     /// The first losses; `losses.log` has more.

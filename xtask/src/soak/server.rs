@@ -85,7 +85,7 @@ impl<'a> Server<'a> {
 
     /// Runs `hello reload`, and calls `committed` at the very moment at which it reports the
     /// new generation to serve.
-    pub(crate) async fn reload(&self, committed: impl FnMut(u64)) -> Result<Reloaded> {
+    pub(crate) async fn reload(&self, committed: impl FnMut((u64, u32))) -> Result<Reloaded> {
         let began = Instant::now();
         let child = self
             .command("reload", &["--json"])
@@ -99,7 +99,10 @@ impl<'a> Server<'a> {
     }
 
     /// The same without a command, which would take time from somebody: on the control socket.
-    pub(crate) async fn reload_by_socket(&self, committed: impl FnMut(u64)) -> Result<Reloaded> {
+    pub(crate) async fn reload_by_socket(
+        &self,
+        committed: impl FnMut((u64, u32)),
+    ) -> Result<Reloaded> {
         let mut path = self.place.pidfile().into_os_string();
         path.push(".sock");
         let began = Instant::now();

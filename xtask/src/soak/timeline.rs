@@ -131,6 +131,11 @@ impl Timeline {
         self.state().committed
     }
 
+    /// What the builds say, as far as known.
+    pub(crate) fn greetings(&self) -> [Option<String>; 2] {
+        self.state().greetings.clone()
+    }
+
     /// Now.
     pub(crate) fn now(&self) -> Moment {
         let state = self.state();
