@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod report;
 mod soak;
 
 /// What developers and CI run, besides cargo's own commands.
@@ -19,12 +20,15 @@ struct Cli {
 enum Task {
     /// Reload `hello` again and again under load, and prove that no client notices.
     Soak(soak::SoakArgs),
+    /// Make a page to look at from one or several runs of the soak.
+    Report(report::ReportArgs),
     Bench(bench::BenchArgs),
 }
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Soak(args) => soak::run(args),
+        Task::Report(args) => report::run(&args),
         Task::Bench(args) => bench::run(args),
     };
     outcome.unwrap_or_else(|err| {

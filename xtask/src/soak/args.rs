@@ -82,7 +82,7 @@ pub(crate) struct SoakArgs {
     #[arg(long = "serve-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) serve_args: Vec<String>,
 
-    /// Where `soak.json`, `losses.log` and `server.log` go. Default: `target/soak-report`.
+    /// Where `report.html`, `soak.csv`, `soak.json`, `losses.log` and `server.log` go. Default: `target/soak-report`.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }

@@ -144,8 +144,12 @@ async fn soak(args: SoakArgs) -> Result<ExitCode> {
     };
     let results = under_load(args, &place, &out).await?;
     report::write_json(&results, &out)?;
+    crate::report::beside(&out)?;
     print!("{}", report::table(&results));
-    println!("{}: soak.json, losses.log, server.log", out.display());
+    println!(
+        "{}: report.html, soak.csv, soak.json, losses.log, server.log",
+        out.display()
+    );
     Ok(if results.passed {
         ExitCode::SUCCESS
     } else {

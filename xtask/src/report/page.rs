@@ -1,0 +1,141 @@
+//! The page: verdict, losses, pictures, checks, figures.
+
+use anyhow::Result;
+
+use super::axes::Axes;
+use super::canvas::Width;
+use super::html::{details, escape, legend, tag};
+use super::model::Run;
+use super::plots::{self, Plot};
+use super::{tables, words};
+
+#[cfg(test)]
+mod style;
+mod verdict;
+
+const STYLE: &str = include_str!("page.css");
+
+/// The page of one run, or of several beside each other. Well-formed as XML, too.
+pub(super) fn page(runs: &[Run]) -> Result<String> {
+    let limits = Axes::of(runs);
+    let mut main = verdict::verdict(runs);
+    main.push_str(&each(runs, "losses", "Lost or failed", tables::losses));
+    for plot in &plots::ALL {
+        main.push_str(&picture(plot, runs, &limits)?);
+    }
+    main.push_str(&each(runs, "checks", "Checks", tables::checks));
+    main.push_str(&each(runs, "figures", "Figures", figures));
+    main.push_str(&each(runs, "about", "About this run", about));
+    let title = match runs {
+        [run] => format!("{}: {}", verdict::word(run), words::verdict(run)),
+        runs => format!("{} runs of the soak, compared", runs.len()),
+    };
+    Ok(format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"/>\n\
+         <meta name=\"color-scheme\" content=\"light dark\"/>\n\
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body class=\"{}\">\n<main>\n{main}</main>\n</body>\n</html>\n",
+        escape(&title),
+        if runs.len() > 1 { "several" } else { "one" },
+    ))
+}
+
+/// A section with a part for each run; nothing if no run has anything to say.
+fn each(runs: &[Run], id: &str, title: &str, part: fn(&Run) -> String) -> String {
+    let parts: Vec<(&Run, String)> = runs.iter().map(|run| (run, part(run))).collect();
+    if parts.iter().all(|(_, part)| part.is_empty()) {
+        return String::new();
+    }
+    let parts: String = parts
+        .into_iter()
+        .map(|(run, part)| {
+            let nothing = part.is_empty().then(|| tag("p", "none", "Nothing."));
+            let part = nothing.unwrap_or(part);
+            tag("div", "run", &(named(runs, run) + &part))
+        })
+        .collect();
+    section(id, title, "", &parts)
+}
+
+/// The name of a run, where there are several.
+fn named(runs: &[Run], run: &Run) -> String {
+    if runs.len() > 1 {
+        tag("h3", "name", &escape(&run.name))
+    } else {
+        String::new()
+    }
+}
+
+fn section(id: &str, title: &str, about: &str, parts: &str) -> String {
+    let about = if about.is_empty() {
+        String::new()
+    } else {
+        tag("p", "about", &escape(about))
+    };
+    format!(
+        "<section id=\"{id}\">\n{}<div class=\"runs\">\n{parts}</div>\n{about}</section>\n",
+        tag("h2", "", &escape(title))
+    )
+}
+
+fn picture(plot: &Plot, runs: &[Run], limits: &Axes) -> Result<String> {
+    let mut parts = String::new();
+    for run in runs {
+        let mut part = named(runs, run);
+        match (plot.lead)(run) {
+            None => part.push_str(&tag("p", "none", "This run has nothing of it.")),
+            Some(lead) => {
+                part.push_str(&tag("p", "lead", &escape(&lead)));
+                part.push_str(&legend(&(plot.legend)(run)));
+                for width in Width::BOTH {
+                    part.push_str(&(plot.draw)(run, limits, width)?);
+                    part.push('\n');
+                }
+            }
+        }
+        parts.push_str(&tag("figure", "run", &part));
+    }
+    Ok(section(plot.id, plot.title, plot.about, &parts))
+}
+
+fn figures(run: &Run) -> String {
+    let latencies = details("Latency by kind of request", &tables::latencies(run));
+    latencies + &details("Time of each phase", &tables::phases(run))
+}
+
+/// Where the figures come from: what must be known to make them again.
+fn about(run: &Run) -> String {
+    let builds: Vec<String> = run
+        .builds
+        .iter()
+        .map(|build| {
+            build
+                .as_ref()
+                .map_or("unknown", |build| build.trim())
+                .to_owned()
+        })
+        .collect();
+    let facts = [
+        ("Command", run.command.join(" ")),
+        ("Builds, in turns", builds.join(" / ")),
+        ("When", words::date(run.machine.unix_time)),
+        (
+            "Machine",
+            format!(
+                "Linux {}, {} for the server and its load",
+                run.machine.kernel,
+                words::counted(run.machine.cpus, "core")
+            ),
+        ),
+        ("Time under load", words::clock(run.lasted_s)),
+        (
+            "The client's own lateness, at worst",
+            words::time(run.load.worst_lateness_ms),
+        ),
+    ];
+    let facts: String = facts
+        .into_iter()
+        .map(|(name, fact)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(&fact)))
+        .collect();
+    tag("dl", "", &facts)
+}
