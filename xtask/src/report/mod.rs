@@ -7,7 +7,7 @@
 //! # Layout
 //!
 //! - [`model`]: `soak.json`, and what is said of one that cannot be read;
-//! - [`page`], [`tables`], [`html`], [`words`]: the page, from the top down;
+//! - [`page`] (the verdict first), [`tables`], [`html`], [`words`]: the page, from the top down;
 //! - [`plots`] on [`canvas`], with the same [`axes`] for all runs;
 //! - [`csv`]: a line for each reload.
 //!

@@ -139,3 +139,80 @@ fn about(run: &Run) -> String {
         .collect();
     tag("dl", "", &facts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tests::{GOOD, run};
+    use super::super::model::{Loss, Sample, Slice};
+    use super::*;
+
+    /// What a page may weigh: mail and chat take it.
+    const MAX_BYTES: usize = 2_000_000;
+
+    /// An hour, a thousand reloads, and a server that died at the end of it.
+    fn large() -> Run {
+        let mut run = run(GOOD);
+        let (slice, between) = (run.series[0], run.by_reload[1].clone());
+        let reload = run.reloads[0].clone();
+        run.lasted_s = 3600.0;
+        run.series = (1..=3600)
+            .map(|s| (f64::from(s), slice))
+            .map(|(at_s, slice)| Slice { at_s, ..slice })
+            .collect();
+        (run.reloads, run.by_reload) = (1..=1000)
+            .map(|number| {
+                let (mut reload, mut between) = (reload.clone(), between.clone());
+                (reload.number, between.reload) = (number, number);
+                reload.at_s = number as f64 * 3.6;
+                if number > 990 {
+                    reload.failure = Some("exit code 4: no answer\n".repeat(200));
+                    between.lost.insert("refused".into(), 100);
+                }
+                (reload, between)
+            })
+            .unzip();
+        let sample = |at_s, generation| Sample {
+            at_s,
+            generation,
+            rss_kib: 8000,
+            fds: 100,
+        };
+        run.samples = (0..7200)
+            .flat_map(|n: u32| {
+                let (at_s, generation) = (f64::from(n) / 2.0, u64::from(n) / 7 + 1);
+                [sample(at_s, generation), sample(at_s, generation + 1)]
+            })
+            .collect();
+        run.losses = (0..1000)
+            .map(|n| Loss {
+                at_s: 3595.0 + f64::from(n) / 300.0,
+                what: "refused".into(),
+                kind: "keep-alive".into(),
+                port: 0,
+                reload: 990,
+                since_reload_ms: 1.0,
+                generation: 990,
+                detail: "connection refused ".repeat(100),
+            })
+            .collect();
+        run
+    }
+
+    #[test]
+    fn a_large_run_makes_a_small_page() {
+        let runs = [large()];
+        let one = page(&runs).unwrap();
+        assert!(one.contains("refused (keep-alive)"));
+    }
+
+    #[test]
+    fn a_run_without_a_reload_has_its_page() {
+        let mut run = run(GOOD);
+        run.reloads.clear();
+        run.by_reload.clear();
+        run.samples.clear();
+        run.load.distributions.clear();
+        let page = page(&[run]).unwrap();
+        assert!(page.contains("This run has nothing of it."), "{page}");
+    }
+}

@@ -42,7 +42,7 @@ pub(super) fn losses(run: &Run) -> String {
             let why = short(reload.failure.as_ref()?);
             Some(vec![
                 format!("reload {}", reload.number),
-                words::clock(reload.at_s),
+                format!("{:.2} s", reload.at_s),
                 why,
             ])
         })
@@ -55,38 +55,41 @@ pub(super) fn losses(run: &Run) -> String {
     text
 }
 
-/// One row for each name: how often, from when to when, and the first one's reason.
+/// One row for each name, in the order of the first of each: the cause is seldom the last.
 fn by_name(losses: &[Loss]) -> String {
     let mut names: BTreeMap<(&str, &str), Vec<&Loss>> = BTreeMap::new();
     for loss in losses {
-        names
-            .entry((&loss.what, &loss.kind))
-            .or_default()
-            .push(loss);
+        let name = (loss.what.as_str(), loss.kind.as_str());
+        names.entry(name).or_default().push(loss);
     }
-    let mut rows: Vec<(usize, Vec<String>)> = names
+    let mut names: Vec<_> = names.into_iter().collect();
+    names.sort_by(|(_, a), (_, b)| a[0].at_s.total_cmp(&b[0].at_s));
+    let rows: Vec<Vec<String>> = names
         .into_iter()
-        .map(|((what, kind), losses)| {
-            let (first, last) = (losses[0], losses[losses.len() - 1]);
-            let when = format!("{} – {}", words::clock(first.at_s), words::clock(last.at_s));
-            let row = vec![
-                format!("{what} ({kind})"),
-                words::count(losses.len() as u64),
-                when,
-                format!(
-                    "{}, {} after its start",
-                    first.reload,
-                    words::time(first.since_reload_ms)
-                ),
-                short(&first.detail),
-            ];
-            (losses.len(), row)
-        })
+        .map(|((what, kind), losses)| by_name_row(what, kind, &losses))
         .collect();
-    rows.sort_by_key(|row| std::cmp::Reverse(row.0));
-    let rows: Vec<Vec<String>> = rows.into_iter().map(|(_, row)| row).collect();
-    let head = ["what", "how many", "when", "the first: reload", "why"];
+    let head = ["what", "how often", "when", "the first", "its reason"];
     table("plain loss", &head, &rows)
+}
+
+/// Each cell says what it is: on a phone they stand below each other, without a head.
+fn by_name_row(what: &str, kind: &str, losses: &[&Loss]) -> Vec<String> {
+    let (first, last) = (losses[0], losses[losses.len() - 1]);
+    let when = match losses {
+        [only] => format!("at {:.2} s", only.at_s),
+        _ => format!("{:.2} s to {:.2} s", first.at_s, last.at_s),
+    };
+    vec![
+        format!("{what} ({kind})"),
+        words::counted(losses.len() as u64, "time"),
+        when,
+        format!(
+            "{} after the start of reload {}",
+            words::time(first.since_reload_ms),
+            first.reload
+        ),
+        short(&first.detail),
+    ]
 }
 
 fn loss(loss: &Loss) -> Vec<String> {

@@ -208,7 +208,7 @@ async fn under_load(args: SoakArgs, place: &Place, out: &Path) -> Result<Results
     });
     Ok(Results {
         format: FORMAT,
-        command: std::env::args().collect(),
+        command: command_line(),
         builds: timeline.greetings(),
         passed: !checks.iter().any(checks::Check::failed),
         checks,
@@ -269,6 +269,12 @@ pub(crate) fn allow_descriptors() -> Result<usize> {
     .context("failed to raise the limit of open files")?;
     let open = limit.maximum.unwrap_or(1 << 20).saturating_sub(SPARE_FDS);
     Ok(usize::try_from(open)?)
+}
+
+/// As one would type it: cargo runs us by the path of what it has built.
+fn command_line() -> Vec<String> {
+    let program = ["cargo", "xtask"].map(str::to_owned);
+    program.into_iter().chain(std::env::args().skip(1)).collect()
 }
 
 fn machine() -> Machine {
