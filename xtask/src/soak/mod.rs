@@ -274,7 +274,10 @@ pub(crate) fn allow_descriptors() -> Result<usize> {
 /// As one would type it: cargo runs us by the path of what it has built.
 fn command_line() -> Vec<String> {
     let program = ["cargo", "xtask"].map(str::to_owned);
-    program.into_iter().chain(std::env::args().skip(1)).collect()
+    program
+        .into_iter()
+        .chain(std::env::args().skip(1))
+        .collect()
 }
 
 fn machine() -> Machine {
