@@ -202,6 +202,7 @@ mod tests {
     fn a_large_run_makes_a_small_page() {
         let runs = [large()];
         let one = page(&runs).unwrap();
+        assert!(one.len() < MAX_BYTES, "{} bytes", one.len());
         assert!(one.contains("refused (keep-alive)"));
     }
 

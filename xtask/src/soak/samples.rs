@@ -154,15 +154,26 @@ mod tests {
         assert!(sample.rss_kib > 100 && sample.fds >= 3, "{sample:?}");
     }
 
-    #[tokio::test]
+    /// Lets the task run; the clock stands still.
+    async fn wait_for(samples: &Samples, count: usize) {
+        for _ in 0..10_000 {
+            if lock(&samples.state).samples.len() >= count {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("nobody looked");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_commit_is_looked_at_at_once() {
         let timeline = Arc::new(Timeline::new(1, [None, None]));
         let samples = Samples::start(timeline, 1, std::process::id());
+        wait_for(&samples, 1).await;
         samples.committed(2, std::process::id());
-        while lock(&samples.state).samples.len() < 2 {
-            tokio::task::yield_now().await;
-        }
+        wait_for(&samples, 3).await;
         let seen = samples.finish();
-        assert!(seen.iter().any(|sample| sample.generation == 2), "{seen:?}");
+        assert_eq!((seen[1].generation, seen[2].generation), (1, 2));
+        assert_eq!(seen[1].at_s, seen[2].at_s, "both, at one moment");
     }
 }
