@@ -88,6 +88,29 @@ where
     Ok(())
 }
 
+/// The axes of rows, which name themselves: only the one of time.
+fn time_axis<X, Y>(
+    chart: &mut ChartContext<'_, SVGBackend<'_>, Cartesian2d<X, Y>>,
+    width: Width,
+) -> Result<()>
+where
+    X: Ranged<ValueType = f64> + ValueFormatter<f64>,
+    Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
+{
+    chart
+        .configure_mesh()
+        .disable_y_mesh()
+        .light_line_style(TRANSPARENT)
+        .bold_line_style(Ink::Grid.color())
+        .axis_style(Ink::Faint.color())
+        .label_style(text(Ink::Faint))
+        .x_labels(width.labels())
+        .y_labels(0)
+        .x_label_formatter(&|ms| super::words::tick(*ms))
+        .draw()?;
+    Ok(())
+}
+
 /// How many neighbours share a column, so that all fit.
 fn per_column(count: usize, width: Width) -> usize {
     count.div_ceil(width.columns()).max(1)

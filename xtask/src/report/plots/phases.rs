@@ -9,7 +9,7 @@ use super::super::axes::Axes;
 use super::super::canvas::{Ink, Width, draw, text};
 use super::super::model::{Reload, Run};
 use super::super::words;
-use super::{BOTTOM, Plot, axes, builder};
+use super::{BOTTOM, Plot, builder, time_axis};
 
 pub(super) const PLOT: Plot = Plot {
     id: "phases",
@@ -142,9 +142,7 @@ fn picture(run: &Run, limits: &Axes, width: Width) -> Result<String> {
         let end = f64::from(count);
         // From the top down.
         let mut chart = builder(area).build_cartesian_2d(0.0..limits.reload_ms, end..0.0)?;
-        axes(&mut chart, width, &|ms| words::tick(*ms), &|_| {
-            String::new()
-        })?;
+        time_axis(&mut chart, width)?;
         // The median is no reload.
         let below = [(0.0, 1.0), (limits.reload_ms, 1.0)];
         chart.draw_series([PathElement::new(below, Ink::Faint.color())])?;

@@ -8,9 +8,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use super::super::axes::Axes;
 use super::super::canvas::{Ink, Width, draw, text};
 use super::super::model::Run;
-use super::super::words;
 use super::phases::{PHASES, quantile, sorted};
-use super::{BOTTOM, Plot, axes, builder};
+use super::{BOTTOM, Plot, builder, time_axis};
 
 pub(super) const PLOT: Plot = Plot {
     id: "spread",
@@ -50,9 +49,7 @@ fn picture(run: &Run, limits: &Axes, width: Width) -> Result<String> {
         let mut chart = builder(area)
             .set_label_area_size(LabelAreaPosition::Left, 76)
             .build_cartesian_2d(range.clone().log_scale(), rows..0.0)?;
-        axes(&mut chart, width, &|ms| words::tick(*ms), &|_| {
-            String::new()
-        })?;
+        time_axis(&mut chart, width)?;
         let style = text(Ink::Faint).pos(Pos::new(HPos::Right, VPos::Center));
         for ((place, name), ink) in (0u32..).zip(PHASES).zip(Ink::SERIES) {
             let times = sorted(run, place as usize);
