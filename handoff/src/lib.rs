@@ -41,7 +41,8 @@ pub mod pidfile;
 pub mod process;
 mod protocol;
 mod rarely;
-mod registered;
+#[doc(hidden)]
+pub mod registered;
 mod serving;
 mod shared;
 mod signals;

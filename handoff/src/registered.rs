@@ -5,8 +5,11 @@ use std::{io, os::fd::OwnedFd};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// Registers `fd` for `interest`. Must be called within a tokio runtime.
+///
+/// # Errors
+/// If epoll does not take it; it is closed then.
 #[allow(unsafe_code)]
-pub(crate) fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an `OwnedFd` names the same open descriptor from here to its drop, nobody else can close or
     // replace it, and `AsyncFd` deregisters it before it drops it.
     let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };

@@ -47,7 +47,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
 use crate::body::RequestBody;
-use crate::clock::Spent;
+use crate::clock::{LOOK_AFTER, Spent};
 use crate::dormant::{Wake, sleep};
 use crate::io::Stream;
 use crate::life::{Goodbye, Life, Step, Verdict};
@@ -85,6 +85,8 @@ pub(crate) enum End {
     Closed,
     /// Given up at rest, because of [`Order::HandOver`].
     GivenUp(Rested),
+    /// It rests, nothing was read ahead, and its client has said nothing for [`LOOK_AFTER`]; nor has anything been ordered.
+    Rests(Rested),
     /// HTTP has ended on it, and a session of an application's protocol begins.
     Upgraded(Session),
     /// Cut by [`Order::Cut`].
@@ -111,6 +113,13 @@ pub(crate) struct Carried {
     pub(crate) leftover: Bytes,
     /// What it has used up of its timeouts.
     pub(crate) spent: Spent,
+}
+
+impl Carried {
+    /// Whether there is nothing but time.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.leftover.is_empty() && self.spent.head.is_none()
+    }
 }
 
 /// Limits of a connection.
@@ -198,15 +207,21 @@ pub(crate) fn serve<'a, S: Answer + 'a>(
     busy: &'a Busy<'a>,
 ) -> impl Future<Output = End> + use<'a, S> {
     async move {
+        let mut patience = LOOK_AFTER;
         loop {
-            if carried.leftover.is_empty() && carried.spent.head.is_none() {
+            if carried.is_nothing() {
                 let now = Instant::now();
                 let since = now.checked_sub(carried.spent.waited).unwrap_or(now);
-                let wake = sleep(&stream, since, config, &mut orders).await;
+                let wake = sleep(&stream, since, patience, config, &mut orders).await;
                 carried.spent.waited = since.elapsed();
                 match wake {
                     Wake::Bytes => {}
-                    Wake::GiveUp => return give_up(stream, carried),
+                    Wake::Silence => {
+                        return take_out(stream, carried).map_or(End::Closed, End::Rests);
+                    }
+                    Wake::GiveUp => {
+                        return take_out(stream, carried).map_or(End::Closed, End::GivenUp);
+                    }
                     Wake::Close => {
                         unless_cut(&mut orders, Box::pin(linger(stream, Vec::new()))).await;
                         return End::Closed;
@@ -221,20 +236,21 @@ pub(crate) fn serve<'a, S: Answer + 'a>(
                 Left::Ended(end) => return end,
                 Left::Sleeps(left) => (stream, carried, service) = left,
             }
+            patience = Duration::ZERO;
         }
     }
 }
 
-fn give_up(stream: Stream, carried: Carried) -> End {
+fn take_out(stream: Stream, carried: Carried) -> Option<Rested> {
     match stream.into_fd() {
-        Ok(socket) => End::GivenUp(Rested {
+        Ok(socket) => Some(Rested {
             socket,
             carried,
             answered: false,
         }),
         Err(error) => {
             debug!(%error, "connection lost: cannot be taken out of epoll");
-            End::Closed
+            None
         }
     }
 }

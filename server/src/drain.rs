@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    io,
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
@@ -17,6 +16,7 @@ use crate::{
     connection::{self, Carried, Config, End, Order, Rested},
     io::Stream,
     kinds::{Kinds, TakeUp},
+    pool::{self, Dormant, Pool},
     service::{ConnectionInfo, Informed, Serve},
     session,
 };
@@ -37,6 +37,10 @@ pub(crate) struct Live<S> {
     pub(crate) service: S,
     pub(crate) config: Config,
     pub(crate) orders: watch::Receiver<Order>,
+    /// The names of the listeners.
+    pub(crate) listeners: Vec<Arc<str>>,
+    /// Those that rest.
+    pub(crate) pool: Pool,
     /// Who takes up what older generations give up.
     pub(crate) kinds: Kinds<S>,
     /// Sessions of upgraded connections that this build could not read.
@@ -44,6 +48,13 @@ pub(crate) struct Live<S> {
 }
 
 impl<S> Live<S> {
+    /// The name of a listener, as all its connections share it.
+    pub(crate) fn listener(&self, name: &str) -> Arc<str> {
+        let known = self.listeners.iter().find(|known| ***known == *name);
+        // One that this build has not got: its connections live on.
+        known.cloned().unwrap_or_else(|| name.into())
+    }
+
     /// What the requests of a connection are told of it.
     pub(crate) fn info(&self, peer: Option<SocketAddr>, listener: Arc<str>) -> ConnectionInfo {
         ConnectionInfo::new(peer, listener, self.orders.clone())
@@ -91,31 +102,68 @@ pub(crate) fn serve<S: Serve>(
     taken: Taken,
 ) -> impl Future<Output = ()> + Send + use<S> {
     let Taken {
-        stream,
-        carried,
+        mut stream,
+        mut carried,
         info,
         mut guard,
     } = taken;
     async move {
-        let orders = server.orders.clone();
-        let service = informed(&server, &info);
-        let end = {
-            let busy = |request: &str| guard.waits_for(&name(&info, Some(request)));
-            connection::serve(stream, carried, service, &server.config, orders, &busy).await
+        let end = loop {
+            let orders = server.orders.clone();
+            let service = informed(&server, &info);
+            let end = {
+                let busy = |request: &str| guard.waits_for(&name(&info, Some(request)));
+                connection::serve(stream, carried, service, &server.config, orders, &busy).await
+            };
+            let End::Rests(rested) = end else {
+                break end;
+            };
+            match rest(&server, Dormant::new(rested, &info, guard)) {
+                None => return,
+                Some(taken) => {
+                    (stream, carried, guard) = (taken.stream, taken.carried, taken.guard);
+                }
+            }
         };
         match end {
-            End::Closed => {}
+            End::Closed | End::Rests(_) => {}
             End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
             End::Upgraded(session) => Box::pin(session::run(&server, session, info, guard)).await,
-            End::GivenUp(rested) => {
-                guard.moves_as(if rested.answered { "answered" } else { "idle" });
-                let serving = server.serving.clone();
-                serving.hand_over_or(give_up(rested, &info), guard, move |not_moved| {
-                    come_back(&server, not_moved, info);
-                });
-            }
+            End::GivenUp(rested) => hand_over(&server, rested, info, guard),
         }
     }
+}
+
+/// Lets a connection rest in the pool. It comes back if it cannot.
+fn rest<S: Serve>(server: &Arc<Live<S>>, dormant: Dormant) -> Option<Taken> {
+    let dormant = server
+        .pool
+        .admit(dormant, server.config.idle_timeout)
+        .err()?;
+    match pool::awake(server, dormant) {
+        Ok(taken) => Some(taken),
+        Err(error) => {
+            tracing::error!(%error, "a connection at rest cannot be served");
+            None
+        }
+    }
+}
+
+/// Gives the connection to the next generation; it is served on here if it does not move.
+pub(crate) fn hand_over<S: Serve>(
+    server: &Arc<Live<S>>,
+    rested: Rested,
+    info: ConnectionInfo,
+    mut guard: ConnectionGuard,
+) {
+    guard.moves_as(if rested.answered { "answered" } else { "idle" });
+    let here = server.clone();
+    let connection = give_up(rested, &info);
+    server
+        .serving
+        .hand_over_or(connection, guard, move |not_moved| {
+            come_back(&here, not_moved, info);
+        });
 }
 
 fn informed<S: Serve>(server: &Live<S>, info: &ConnectionInfo) -> Informed<S> {
@@ -135,8 +183,11 @@ fn come_back<S: Serve>(server: &Arc<Live<S>>, not_moved: NotMoved, info: Connect
     let Some((connection, guard)) = connection else {
         return;
     };
-    match take_up(connection) {
-        Ok((stream, carried)) => spawn(server, |server| async move {
+    let Rested {
+        socket, carried, ..
+    } = rested(connection);
+    match Stream::from_fd(socket) {
+        Ok(stream) => spawn(server, |server| async move {
             serve_to_its_end(&server, stream, carried, info, guard).await;
         }),
         Err(error) => {
@@ -163,7 +214,8 @@ async fn serve_to_its_end<S: Serve>(
     match served {
         End::Cut { request } => guard.cut(&name(&info, request.as_deref())),
         End::Upgraded(session) => Box::pin(session::run(server, session, info, guard)).await,
-        End::Closed | End::GivenUp(_) => {}
+        // The orders here are such that none rests.
+        End::Closed | End::GivenUp(_) | End::Rests(_) => {}
     }
 }
 
@@ -223,12 +275,19 @@ pub(crate) struct Http1;
 
 impl<S: Serve> TakeUp<S> for Http1 {
     fn take_up(&self, server: &Arc<Live<S>>, connection: Connection, guard: ConnectionGuard) {
-        let info = server.info(connection.peer, connection.listener.as_str().into());
-        match take_up(connection) {
-            Ok((stream, carried)) => {
+        let info = server.info(connection.peer, server.listener(&connection.listener));
+        let rested = rested(connection);
+        if rested.carried.is_nothing() {
+            if let Some(taken) = rest(server, Dormant::new(rested, &info, guard)) {
+                spawn(server, |server| serve(server, taken));
+            }
+            return;
+        }
+        match Stream::from_fd(rested.socket) {
+            Ok(stream) => {
                 let taken = Taken {
                     stream,
-                    carried,
+                    carried: rested.carried,
                     info,
                     guard,
                 };
@@ -241,15 +300,18 @@ impl<S: Serve> TakeUp<S> for Http1 {
     }
 }
 
-/// As it is served.
-fn take_up(connection: Connection) -> io::Result<(Stream, Carried)> {
+/// As it came.
+fn rested(connection: Connection) -> Rested {
     let spent = Spent {
         waited: connection.timer(WAITED).unwrap_or(Duration::ZERO),
         head: connection.timer(HEAD),
     };
-    let carried = Carried {
-        leftover: leftover(connection.layers),
-        spent,
-    };
-    Ok((Stream::from_fd(connection.fd)?, carried))
+    Rested {
+        carried: Carried {
+            leftover: leftover(connection.layers),
+            spent,
+        },
+        socket: connection.fd,
+        answered: false,
+    }
 }

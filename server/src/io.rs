@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use rustix::net::{AddressFamily, RecvFlags, sockopt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::exchange::{Direction, Shared};
@@ -73,11 +73,28 @@ impl Stream {
         }
     }
 
-    /// Ready when reading is worth a try.
-    pub(crate) fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self {
-            Self::Tcp(stream) => stream.poll_read_ready(cx),
-            Self::Unix(stream) => stream.poll_read_ready(cx),
+    /// Ready when the client has sent something, or its end, or an error is to be found.
+    ///
+    /// tokio's readiness alone does not say so: of a connection that was just accepted it believes, unasked, that
+    /// it can be read.
+    pub(crate) fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let ready = match self {
+                Self::Tcp(stream) => ready!(stream.poll_read_ready(cx)),
+                Self::Unix(stream) => ready!(stream.poll_read_ready(cx)),
+            };
+            let peek = || match self.queue() {
+                Queue::Empty => Err(io::ErrorKind::WouldBlock.into()),
+                Queue::Bytes | Queue::Ended => Ok(()),
+            };
+            // Makes tokio forget what it believed.
+            let spoken = match self {
+                Self::Tcp(stream) => stream.try_io(Interest::READABLE, peek),
+                Self::Unix(stream) => stream.try_io(Interest::READABLE, peek),
+            };
+            if ready.is_err() || spoken.is_ok() {
+                return Poll::Ready(());
+            }
         }
     }
 

@@ -48,6 +48,7 @@ mod io;
 mod kinds;
 mod life;
 mod linger;
+mod pool;
 mod probe;
 mod service;
 mod session;
@@ -75,6 +76,7 @@ use crate::{
     connection::{Config, Order},
     drain::{Http1, Live},
     kinds::Kinds,
+    pool::Pool,
     session::Sessions,
     upgrade::{AnyProtocol, KindTaken, Protocol, Protocols, Upgrade},
 };
@@ -433,7 +435,10 @@ async fn serve<S: Serve>(
         orders,
         kinds,
         sessions_lost,
+        listeners: serving.listeners().into_iter().map(Arc::from).collect(),
+        pool: Pool::default(),
     });
+    pool::start(&live);
     tokio::spawn(drain::command(serving.phase(), orders_tx));
     for name in serving.listeners() {
         if let Some(acceptor) = serving.acceptor(&name) {

@@ -69,14 +69,22 @@ impl Host {
         let (shared, sender) = (Arc::clone(&state), Arc::clone(&orders));
         let task = tokio::spawn(async move {
             let mut carried = Carried::default();
-            for generation in 0.. {
+            let mut generation = 0;
+            loop {
                 let app = App {
                     state: Arc::clone(&shared),
                     generation,
                 };
                 let end = serve(stream, carried, app, &config, sender.subscribe(), &|_| {}).await;
-                let End::GivenUp(rested) = end else {
-                    return end;
+                let rested = match end {
+                    End::GivenUp(rested) => rested,
+                    // As a pool does that takes nobody.
+                    End::Rests(rested) => {
+                        stream = Stream::from_fd(rested.socket).unwrap();
+                        carried = rested.carried;
+                        continue;
+                    }
+                    end => return end,
                 };
                 // The next generation serves until it is told to hand over, too.
                 sender.send_if_modified(|order| {
@@ -86,6 +94,7 @@ impl Host {
                     }
                     done
                 });
+                generation += 1;
                 stream = Stream::from_fd(rested.socket).unwrap();
                 carried = rested.carried;
                 report.send_modify(|moves| {
@@ -93,7 +102,6 @@ impl Host {
                     moves.with_leftover += usize::from(!carried.leftover.is_empty());
                 });
             }
-            unreachable!()
         });
         Self {
             state,

@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::support::*;
-use crate::connection::{Config, End, Order};
+use crate::clock::LOOK_AFTER;
+use crate::connection::{Carried, Config, End, Order, Rested, serve};
+use crate::io::Stream;
 
 fn config(header: u64, idle: u64) -> Config {
     Config {
@@ -164,4 +166,61 @@ async fn timeouts_survive_moves_without_end() {
         assert!(matches!(host.end().await, End::Closed));
         mover.await.unwrap();
     }
+}
+
+/// Serves a connection that asks `before` times, and then says nothing, until it is left to rest. The time is tokio's own.
+async fn until_it_rests(before: usize) -> (Client<tokio::net::TcpStream>, Rested) {
+    let (client, server) = tcp().await;
+    let mut client = Client::new(client);
+    let began = Instant::now();
+    let orders = tokio::sync::watch::Sender::new(Order::Serve);
+    let app = App {
+        state: State::new(),
+        generation: 0,
+    };
+    let (stream, config) = (Stream::from(server), Config::default());
+    let (carried, watch) = (Carried::default(), orders.subscribe());
+    let serving = serve(stream, carried, app, &config, watch, &|_| {});
+    let speaking = async {
+        for _ in 0..before {
+            client.ask("/n/1").await;
+        }
+    };
+    let (end, ()) = tokio::join!(serving, speaking);
+    let End::Rests(rested) = end else {
+        panic!("{end:?} after {before} requests, at {:?}", began.elapsed());
+    };
+    (client, rested)
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_says_nothing_for_long_is_left_to_rest() {
+    for before in [0, 1, 3] {
+        let (client, rested) = until_it_rests(before).await;
+        let waited = rested.carried.spent.waited;
+        assert!(
+            waited >= LOOK_AFTER && waited < LOOK_AFTER * 2,
+            "{waited:?} after {before} requests"
+        );
+        assert!(rested.carried.is_nothing());
+        drop(client);
+    }
+}
+
+/// Nobody rests who is to go: the order would not be heard in time.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_last_answer_does_not_rest() {
+    let (client, server) = tcp().await;
+    let state = State::new();
+    let host = Host::start_with(
+        Stream::from(server),
+        Config::default(),
+        Order::LastAnswer,
+        state,
+    );
+    tokio::time::sleep(LOOK_AFTER * 3).await;
+    let mut client = Client::new(client);
+    assert!(client.ask("/n/1").await.says_close());
+    drop(client);
+    assert!(matches!(host.end().await, End::Closed));
 }
