@@ -264,8 +264,13 @@ async fn keep<S: Serve>(
 ) -> bool {
     let pool = &server.pool;
     loop {
-        let first = pool.first_due();
-        let first = first.unwrap_or_else(|| Instant::now() + FOREVER);
+        let now = Instant::now();
+        let first = pool.first_due().unwrap_or_else(|| now + FOREVER);
+        if first <= now {
+            // Not left to the select: there, whoever speaks all the time would come first all the time.
+            pool.late(now).into_iter().for_each(|one| wake(server, one));
+            continue;
+        }
         tokio::select! {
             biased;
             changed = orders.changed() => return changed.is_ok(),
@@ -278,10 +283,7 @@ async fn keep<S: Serve>(
                 // The runtime is ending.
                 Err(_) => return false,
             },
-            () = sleep_until(first) => {
-                let late = pool.late(Instant::now());
-                late.into_iter().for_each(|one| wake(server, one));
-            }
+            () = sleep_until(first) => {}
             () = pool.sooner.notified() => {}
         }
     }
