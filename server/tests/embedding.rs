@@ -2,27 +2,14 @@
 
 #[path = "../examples/axum.rs"]
 mod axum_example;
-#[path = "../../tests/support/client.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    reason = "shared with other tests"
-)]
-mod client;
-#[path = "../../tests/support/diag.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-mod diag;
-#[path = "../../handoff/tests/support/mod.rs"]
 mod support;
 
 use std::{convert::Infallible, fs, net::SocketAddr};
 
-use client::Client;
 use hello_server::{BoxError, ConnectionInfo, RequestBody, Server, state::Counter};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, service::service_fn};
-use support::{LONG, Service, eventually, meanwhile};
+use support::{Service, client::Client, eventually, meanwhile};
 
 /// Which program this process is to be: the configuration's first line.
 #[test]

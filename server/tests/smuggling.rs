@@ -4,18 +4,6 @@
 //!
 //! Every body here is made of requests for `/admin`, which are counted. Nobody ever asks for that.
 
-#[path = "../../tests/support/client.rs"]
-#[allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    reason = "shared with other tests"
-)]
-mod client;
-#[path = "../../tests/support/diag.rs"]
-#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
-mod diag;
-#[path = "../../handoff/tests/support/mod.rs"]
 mod support;
 
 use std::{
@@ -25,11 +13,14 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use client::{Client, request};
 use hello_server::{BoxError, RequestBody, Server, state::Counter};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, service::service_fn};
-use support::{LONG, Service, eventually, meanwhile};
+use support::{
+    LONG, Service,
+    client::{Client, request},
+    eventually, meanwhile,
+};
 use tokio::sync::watch;
 
 const EVIL: &str = "GET /admin HTTP/1.1\r\nhost: evil\r\n\r\n";

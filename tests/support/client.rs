@@ -66,11 +66,6 @@ impl Client {
         self.stream.get_ref()
     }
 
-    /// The connection, once it is no longer HTTP's, with what was read ahead.
-    pub fn into_stream(self) -> BufReader<TcpStream> {
-        self.stream
-    }
-
     /// What the server calls this client.
     pub fn name(&self) -> SocketAddr {
         self.socket().local_addr().expect("an address")
@@ -120,6 +115,11 @@ impl Client<UnixStream> {
 }
 
 impl<S: Read + Write> Client<S> {
+    /// The connection, once it is no longer HTTP's, with what was read ahead.
+    pub fn into_stream(self) -> BufReader<S> {
+        self.stream
+    }
+
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream
             .get_mut()

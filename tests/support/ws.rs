@@ -3,10 +3,9 @@
 use std::{
     io::{self, BufReader, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
-use super::{LONG, client::Client};
+use super::client::Client;
 
 /// The opcodes of RFC 6455, section 11.8.
 pub const CONTINUATION: u8 = 0;
@@ -70,8 +69,8 @@ pub fn text(text: &str) -> Vec<u8> {
 }
 
 /// One session.
-pub struct Ws {
-    stream: BufReader<TcpStream>,
+pub struct Ws<S: Read + Write = TcpStream> {
+    stream: BufReader<S>,
 }
 
 impl Ws {
@@ -83,8 +82,23 @@ impl Ws {
         Self::begin(Client::connect(address), handshake.as_bytes())
     }
 
+    pub fn name(&self) -> SocketAddr {
+        self.stream.get_ref().local_addr().expect("an address")
+    }
+
+    /// Waits until the server has read all that was sent.
+    pub fn until_read(&self) {
+        let socket = self.stream.get_ref();
+        let server = socket.peer_addr().expect("an address");
+        super::eventually("the server has read what was sent", || {
+            super::diag::look(server, self.name()) == Some((0, true))
+        });
+    }
+}
+
+impl<S: Read + Write> Ws<S> {
     /// On a connection that may have served requests before. `handshake` may have frames behind it.
-    pub fn begin(mut client: Client, handshake: &[u8]) -> Self {
+    pub fn begin(mut client: Client<S>, handshake: &[u8]) -> Self {
         client.send(handshake);
         let answer = client.head();
         assert_eq!(answer.status, 101, "{answer:?}");
@@ -95,10 +109,6 @@ impl Ws {
         Self {
             stream: client.into_stream(),
         }
-    }
-
-    pub fn name(&self) -> SocketAddr {
-        self.stream.get_ref().local_addr().expect("an address")
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
@@ -158,23 +168,5 @@ impl Ws {
         assert_eq!(close.code(), code, "{close:?}");
         self.send(&frame(true, CLOSE, &close.payload));
         assert_eq!(self.try_recv().expect("an end in order"), None);
-    }
-
-    /// Waits until the server has read all that was sent.
-    pub fn until_read(&self) {
-        let socket = self.stream.get_ref();
-        let server = socket.peer_addr().expect("an address");
-        super::eventually("the server has read what was sent", || {
-            super::diag::look(server, self.name()) == Some((0, true))
-        });
-    }
-
-    /// How long `recv` waits.
-    pub fn patience(&self, patience: Duration) {
-        let patience = patience.min(LONG);
-        self.stream
-            .get_ref()
-            .set_read_timeout(Some(patience))
-            .expect("timeout");
     }
 }
