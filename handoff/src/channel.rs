@@ -9,8 +9,9 @@
 //! not install (this process is at its limit) are counted in [`Received::missing`], never
 //! guessed at. `ECONNRESET` is not the end: the kernel reports it once when
 //! the peer left something unread, and what the peer had sent is still queued behind it. Where the kernel
-//! takes no further descriptor of this user (`ETOOMANYREFS`: as many as RLIMIT_NOFILE are on their way, perhaps
-//! in other processes; root is exempt), the message waits, and is tried again.
+//! takes no further descriptor of this user (`ETOOMANYREFS`: more than RLIMIT_NOFILE are on their way, perhaps
+//! in other processes; root is exempt), the message waits, and is tried again. A smaller message would not help: the
+//! kernel looks at what is on its way before this one, never at how many descriptors this one has (unix(7)).
 
 use std::{
     collections::VecDeque,
