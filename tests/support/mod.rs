@@ -27,6 +27,7 @@ pub mod cells;
 pub mod client;
 pub mod crowd;
 mod diag;
+pub mod generations;
 pub mod load;
 pub mod ws;
 
