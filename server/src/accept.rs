@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use handoff::{Accepted, Acceptor, Adopted};
+use handoff::{Accepted, Acceptor, Adopted, Stream};
 use tokio::sync::mpsc;
 
 use crate::{
     connection::Carried,
     drain::{self, Live, Taken},
-    io::Stream,
     service::Serve,
 };
 
@@ -23,7 +22,7 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
         ..
     }) = acceptor.accept().await
     {
-        if let handoff::Stream::Tcp(tcp) = &stream
+        if let Stream::Tcp(tcp) = &stream
             && let Err(error) = tcp.set_nodelay(true)
         {
             // The client has gone already; reading will tell.
@@ -31,7 +30,7 @@ pub(crate) async fn accept<S: Serve>(mut acceptor: Acceptor, server: Arc<Live<S>
         }
         let info = server.info(peer, listener.clone());
         let taken = Taken {
-            stream: stream.into(),
+            stream,
             carried: Carried::default(),
             info,
             guard,
@@ -55,15 +54,6 @@ pub(crate) async fn adopt<S: Serve>(
                 let kind = connection.kind;
                 tracing::error!(kind, "a connection was handed over that nobody here serves");
             }
-        }
-    }
-}
-
-impl From<handoff::Stream> for Stream {
-    fn from(stream: handoff::Stream) -> Self {
-        match stream {
-            handoff::Stream::Tcp(stream) => stream.into(),
-            handoff::Stream::Unix(stream) => stream.into(),
         }
     }
 }

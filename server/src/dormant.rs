@@ -18,7 +18,7 @@ use tokio::{
 use crate::{
     clock::FOREVER,
     connection::{Config, Order},
-    io::{Queue, Stream},
+    io::{AskKernel, Queue, Stream},
 };
 
 /// What ends the sleep.

@@ -7,28 +7,19 @@
 //! application, for instance) lets go of it.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
-use rustix::net::{AddressFamily, RecvFlags, sockopt};
+use rustix::net::RecvFlags;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::exchange::{Direction, Shared};
 use crate::farewell::{InHyper, Outgoing};
 
-/// An established stream socket, registered with tokio.
-#[derive(Debug)]
-pub(crate) enum Stream {
-    /// IPv4 or IPv6.
-    Tcp(TcpStream),
-    /// A Unix domain stream socket.
-    Unix(UnixStream),
-}
+pub(crate) use handoff::Stream;
 
 /// What lies in the kernel's receive queue of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,43 +32,22 @@ pub(crate) enum Queue {
     Ended,
 }
 
-impl Stream {
-    /// Registers the stream socket `socket`, which came from another process or another runtime, with this runtime.
-    ///
-    /// Must be called within a tokio runtime.
-    ///
-    /// # Errors
-    /// When the socket is neither TCP nor a Unix stream, or cannot be registered.
-    pub(crate) fn from_fd(socket: OwnedFd) -> io::Result<Self> {
-        let family = sockopt::socket_domain(&socket)?;
-        // The flag belongs to the open file description; tokio refuses a blocking one.
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        match family {
-            AddressFamily::INET | AddressFamily::INET6 => {
-                Ok(Self::Tcp(TcpStream::from_std(socket.into())?))
-            }
-            AddressFamily::UNIX => Ok(Self::Unix(UnixStream::from_std(socket.into())?)),
-            _ => Err(io::Error::other("neither a TCP nor a Unix socket")),
-        }
-    }
-
-    /// Takes the socket out of tokio's epoll, which would otherwise go on reporting it as long as
-    /// any process holds a duplicate.
-    ///
-    /// # Errors
-    /// When epoll refuses; the socket is closed then.
-    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
-        match self {
-            Self::Tcp(stream) => Ok(stream.into_std()?.into()),
-            Self::Unix(stream) => Ok(stream.into_std()?.into()),
-        }
-    }
-
+/// What the kernel knows of a connection, where tokio only knows what epoll has told.
+pub(crate) trait AskKernel {
     /// Ready when the client has sent something, or its end, or an error is to be found.
     ///
     /// tokio's readiness alone does not say so: of a connection that was just accepted it believes, unasked, that
     /// it can be read.
-    pub(crate) fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<()>;
+
+    /// Looks into the receive queue without taking anything out of it.
+    ///
+    /// A request that came a microsecond ago must not be taken for silence.
+    fn queue(&self) -> Queue;
+}
+
+impl AskKernel for Stream {
+    fn poll_spoken(&self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             let ready = match self {
                 Self::Tcp(stream) => ready!(stream.poll_read_ready(cx)),
@@ -98,11 +68,7 @@ impl Stream {
         }
     }
 
-    /// Looks into the receive queue without taking anything out of it.
-    ///
-    /// This asks the kernel, not tokio: tokio's readiness only knows what epoll has already told,
-    /// and a request that came a microsecond ago must not be taken for silence.
-    pub(crate) fn queue(&self) -> Queue {
+    fn queue(&self) -> Queue {
         let mut byte = [0_u8; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(self, &mut byte, flags) {
@@ -110,82 +76,6 @@ impl Stream {
             Ok(_) => Queue::Bytes,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Queue::Empty,
             Err(_) => Queue::Ended,
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
-        }
-    }
-}
-
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Self {
-        Self::Tcp(stream)
-    }
-}
-
-impl From<UnixStream> for Stream {
-    fn from(stream: UnixStream) -> Self {
-        Self::Unix(stream)
-    }
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

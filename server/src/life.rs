@@ -21,7 +21,7 @@ use crate::clock::{Clock, Spent};
 use crate::connection::{Answer, Busy, Carried, Config, End, Order, Rested, unless_cut};
 use crate::exchange::{Shared, Watched};
 use crate::farewell::InHyper;
-use crate::io::{Io, Queue, Stream};
+use crate::io::{AskKernel, Io, Queue, Stream};
 use crate::linger::{linger, request_timeout};
 use crate::session::Session;
 use crate::upgrade::Begun;
