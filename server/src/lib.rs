@@ -55,6 +55,11 @@ mod session;
 pub mod upgrade;
 pub mod websocket;
 
+/// The programs of docs/embedding.md compile; those that need no server run.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/embedding.md")]
+struct Embedding;
+
 use std::{
     future::Future,
     path::PathBuf,

@@ -185,3 +185,16 @@ fn a_build_that_cannot_serve_is_refused_and_the_old_one_goes_on() {
         service.read("hooks") == expected
     });
 }
+
+/// That the programs compile is for their doctests to say (`src/lib.rs`).
+#[test]
+fn the_documentation_shows_the_examples_as_they_are() {
+    let docs = include_str!("../../docs/embedding.md");
+    for example in [
+        include_str!("../../handoff/examples/tcp_echo.rs"),
+        include_str!("../../handoff/examples/tcp_line.rs"),
+    ] {
+        let (_, code) = example.split_once("\n\n").expect("a head");
+        assert!(docs.contains(code), "docs/embedding.md is behind:\n{code}");
+    }
+}
