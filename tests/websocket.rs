@@ -78,7 +78,6 @@ fn what_moved_is_called_upgraded() {
     assert_eq!(ws.ask("y"), "2 2 y");
 }
 
-/// What a client does before a reload, and what it gets to hear after it.
 #[test]
 fn what_is_half_sent_moves_with_the_session() {
     let hello = Hello::start();
@@ -320,6 +319,18 @@ fn a_session_comes_back_from_a_child_that_is_killed_before_its_ack() {
         ws.send(&frame(true, CLOSE, &1012_u16.to_be_bytes()));
         assert_eq!(ws.try_recv().expect("an end in order"), None);
     }
+}
+
+/// With the ack the session is the child's, and ends with it: were it answered here as well, it would go on twice.
+#[test]
+fn a_session_of_a_child_that_is_killed_after_its_ack_is_answered_by_nobody() {
+    let hello = Hello::with()
+        .env("HANDOFF_FAILPOINTS", "child/after-say/ConnAck=kill")
+        .start();
+    let mut ws = Ws::connect(hello.address());
+    hello.hello(&["reload", "--no-wait"]);
+    let _ = ws.try_send(&text("y"));
+    assert!(matches!(ws.try_recv(), Ok(None) | Err(_)));
 }
 
 /// Whole messages that lay in the connection when it came back are answered before its client is told, once each.
