@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use handoff::state::Counter;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body;
 use http_body_util::BodyExt;
@@ -23,7 +23,7 @@ pub(crate) use body::DemoBody;
 pub(crate) use websocket::Numbered;
 
 use hello_server::upgrade::Upgrade;
-use hello_server::{ConnectionInfo, websocket as ws};
+use hello_server::{ConnectionInfo, RequestBody, websocket as ws};
 use query::Query;
 
 /// Compiled in by `build.rs`, so that two builds differ.
@@ -31,6 +31,13 @@ pub(crate) const GREETING: &str = env!("HELLO_GREETING");
 
 /// In one piece, so that a test finds it in the executable and makes another build of it.
 const HELLO: &str = concat!("hello world ", env!("HELLO_GREETING"), "\n");
+
+// What each answer carries is made once, not for each.
+const X_GENERATION: HeaderName = HeaderName::from_static("x-generation");
+const X_PID: HeaderName = HeaderName::from_static("x-pid");
+const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// The longest a handler waits, so that a drain's end is in sight.
 const MAX_PAUSE_MS: u64 = 60_000;
@@ -49,7 +56,9 @@ pub(crate) struct Demo {
 
 struct Shared {
     generation: u64,
+    x_generation: HeaderValue,
     pid: u32,
+    x_pid: HeaderValue,
     hits: Arc<Counter>,
     /// Without it `/ws` is answered, and nothing follows.
     sessions: Option<Upgrade>,
@@ -58,10 +67,13 @@ struct Shared {
 impl Demo {
     /// `sessions` begins those of `/ws`: it is [`Numbered`]'s.
     pub(crate) fn new(generation: u64, hits: Arc<Counter>, sessions: Option<Upgrade>) -> Self {
+        let pid = std::process::id();
         Self {
             shared: Arc::new(Shared {
                 generation,
-                pid: std::process::id(),
+                x_generation: generation.into(),
+                pid,
+                x_pid: pid.into(),
                 hits,
                 sessions,
             }),
@@ -72,19 +84,19 @@ impl Demo {
     /// last chunk, all others here.
     pub(crate) async fn answer<B>(self, request: Request<B>) -> Response<DemoBody>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Upload,
         B::Error: std::fmt::Display,
     {
         let mut response = self.route(request).await.unwrap_or_else(Problem::response);
         let headers = response.headers_mut();
-        headers.insert("x-generation", self.shared.generation.into());
-        headers.insert("x-pid", self.shared.pid.into());
+        headers.insert(X_GENERATION, self.shared.x_generation.clone());
+        headers.insert(X_PID, self.shared.x_pid.clone());
         response
     }
 
     async fn route<B>(&self, mut request: Request<B>) -> Result<Response<DemoBody>, Problem>
     where
-        B: Body<Data = Bytes> + Send + 'static,
+        B: Upload,
         B::Error: std::fmt::Display,
     {
         let route = Route::of(request.uri().path()).ok_or(Problem::NotFound)?;
@@ -131,15 +143,15 @@ impl Demo {
     }
 
     /// Goes on after the event that the client has seen last, in whichever generation that was.
-    fn events<B>(
+    fn events(
         &self,
-        request: &Request<B>,
+        request: &Request<impl Upload>,
         query: &Query,
     ) -> Result<Response<DemoBody>, Problem> {
         let tick = query.number("ms", 1_000, MAX_PAUSE_MS)?.max(MIN_TICK_MS);
         let last = request.headers().get("last-event-id");
         let last = last.and_then(|id| id.to_str().ok()?.parse::<u64>().ok());
-        let info = request.extensions().get::<ConnectionInfo>().cloned();
+        let info = request.body().connection().cloned();
         let draining = async move {
             match info {
                 Some(info) => info.draining().await,
@@ -152,7 +164,7 @@ impl Demo {
             Duration::from_millis(tick),
             draining,
         );
-        let mut response = typed("text/event-stream", body);
+        let mut response = typed(EVENTS, body);
         let no_store = HeaderValue::from_static("no-store");
         response.headers_mut().insert(CACHE_CONTROL, no_store);
         Ok(response)
@@ -172,6 +184,20 @@ impl Demo {
             "version": env!("HELLO_VERSION"),
             "requests": hits.get(),
         }))
+    }
+}
+
+/// The body of a request, from a connection or made up.
+pub(crate) trait Upload: Body<Data = Bytes> + Send + 'static {
+    /// Where it came from.
+    fn connection(&self) -> Option<&ConnectionInfo> {
+        None
+    }
+}
+
+impl Upload for RequestBody {
+    fn connection(&self) -> Option<&ConnectionInfo> {
+        self.connection()
     }
 }
 
@@ -275,19 +301,15 @@ fn text(text: impl Into<Bytes>) -> Response<DemoBody> {
 }
 
 fn plain(body: DemoBody) -> Response<DemoBody> {
-    typed("text/plain; charset=utf-8", body)
+    typed(PLAIN, body)
 }
 
 fn json(value: &serde_json::Value) -> Response<DemoBody> {
-    typed(
-        "application/json",
-        DemoBody::full(format!("{value}\n").into()),
-    )
+    typed(JSON, DemoBody::full(format!("{value}\n").into()))
 }
 
-fn typed(content_type: &'static str, body: DemoBody) -> Response<DemoBody> {
+fn typed(content_type: HeaderValue, body: DemoBody) -> Response<DemoBody> {
     let mut response = Response::new(body);
-    let content_type = HeaderValue::from_static(content_type);
     response.headers_mut().insert(CONTENT_TYPE, content_type);
     response
 }

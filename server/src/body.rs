@@ -10,6 +10,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::exchange::Shared;
+use crate::service::ConnectionInfo;
 
 /// The most that is read and thrown away of a body that the service did not read, in bytes.
 ///
@@ -31,6 +32,7 @@ pub struct RequestBody {
     incoming: Option<Incoming>,
     /// Keeps the connection in its place. `None` once the end was seen.
     hold: Option<Hold>,
+    connection: Option<Arc<ConnectionInfo>>,
 }
 
 /// One request body that has not been read to its end.
@@ -71,6 +73,7 @@ impl RequestBody {
         Self {
             incoming: None,
             hold: None,
+            connection: None,
         }
     }
 
@@ -79,7 +82,17 @@ impl RequestBody {
         Self {
             incoming: Some(incoming),
             hold,
+            connection: None,
         }
+    }
+
+    pub(crate) fn came_on(&mut self, connection: Arc<ConnectionInfo>) {
+        self.connection = Some(connection);
+    }
+
+    /// The connection that the request came on; `None` if it came from none.
+    pub fn connection(&self) -> Option<&ConnectionInfo> {
+        self.connection.as_deref()
     }
 }
 

@@ -169,7 +169,7 @@ pub(crate) fn hand_over<S: Serve>(
 fn informed<S: Serve>(server: &Live<S>, info: &ConnectionInfo) -> Informed<S> {
     Informed {
         service: server.service.clone(),
-        info: info.clone(),
+        info: Arc::new(info.clone()),
     }
 }
 

@@ -88,7 +88,7 @@ use crate::{
 
 pub use body::RequestBody;
 pub use handoff::{listeners, state};
-pub use service::{BoxError, ConnectionInfo, Hyper, IntoService, Serve, Tower};
+pub use service::{BoxError, ConnectionInfo, Hyper, IntoService, Serve, Tower, TowerService};
 
 /// Why the server does not serve, or ended otherwise than it should.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,6 @@
 //! The health probe: a build that cannot answer for itself does not take over.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -36,7 +36,7 @@ pub(crate) async fn probe<S: Serve>(
     let config = Config::default();
     let service = Informed {
         service,
-        info: ConnectionInfo::new(None, LISTENER.into(), orders.clone()),
+        info: Arc::new(ConnectionInfo::new(None, LISTENER.into(), orders.clone())),
     };
     let served = connection::serve(
         theirs.into(),

@@ -13,7 +13,8 @@ use crate::{RequestBody, connection::Order};
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Which connection a request came on; in the request's extensions.
+/// Which connection a request came on: [`RequestBody::connection`], and for tower's services (axum's are) also in the request's
+/// extensions.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
@@ -125,18 +126,40 @@ where
     S::Error: Into<BoxError> + 'static,
     B: Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
 {
-    type Service = TowerToHyperService<S>;
+    type Service = TowerService<S>;
 
-    fn into_service(self) -> TowerToHyperService<S> {
-        TowerToHyperService::new(self)
+    fn into_service(self) -> TowerService<S> {
+        TowerService(TowerToHyperService::new(self))
     }
 }
 
-/// Adds [`ConnectionInfo`] to each request.
+/// A tower service as hyper sees it, with [`ConnectionInfo`] in the extensions of each request, where axum's extractors look.
+///
+/// hyper's own services do not pay for that: a map is made for each request.
+#[derive(Clone, Debug)]
+pub struct TowerService<S>(TowerToHyperService<S>);
+
+impl<S> Service<Request<RequestBody>> for TowerService<S>
+where
+    TowerToHyperService<S>: Service<Request<RequestBody>>,
+{
+    type Response = <TowerToHyperService<S> as Service<Request<RequestBody>>>::Response;
+    type Error = <TowerToHyperService<S> as Service<Request<RequestBody>>>::Error;
+    type Future = <TowerToHyperService<S> as Service<Request<RequestBody>>>::Future;
+
+    fn call(&self, mut request: Request<RequestBody>) -> Self::Future {
+        if let Some(info) = request.body().connection().cloned() {
+            request.extensions_mut().insert(info);
+        }
+        self.0.call(request)
+    }
+}
+
+/// Tells each request which connection it came on.
 #[derive(Clone, Debug)]
 pub(crate) struct Informed<S> {
     pub(crate) service: S,
-    pub(crate) info: ConnectionInfo,
+    pub(crate) info: Arc<ConnectionInfo>,
 }
 
 impl<S: Serve> Service<Request<RequestBody>> for Informed<S> {
@@ -145,7 +168,7 @@ impl<S: Serve> Service<Request<RequestBody>> for Informed<S> {
     type Future = S::Future;
 
     fn call(&self, mut request: Request<RequestBody>) -> S::Future {
-        request.extensions_mut().insert(self.info.clone());
+        request.body_mut().came_on(self.info.clone());
         self.service.call(request)
     }
 }

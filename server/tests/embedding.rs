@@ -6,7 +6,7 @@ mod support;
 
 use std::{convert::Infallible, fs, net::SocketAddr};
 
-use hello_server::{BoxError, ConnectionInfo, RequestBody, Server, state::Counter};
+use hello_server::{BoxError, RequestBody, Server, state::Counter};
 use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Bytes, service::service_fn};
 use support::{Service, client::Client, eventually, meanwhile};
@@ -48,8 +48,8 @@ async fn hyper_program(dir: &std::path::Path, config: String) -> Result<(), BoxE
         Ok(service_fn(move |request: Request<RequestBody>| {
             let bytes = bytes.clone();
             async move {
-                let info = request.extensions().get::<ConnectionInfo>().cloned();
-                let info = info.expect("ConnectionInfo");
+                let info = request.body().connection().cloned();
+                let info = info.expect("a connection");
                 let length = request
                     .into_body()
                     .collect()

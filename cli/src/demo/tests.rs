@@ -2,6 +2,12 @@ use http_body_util::{Empty, Full, StreamBody};
 
 use super::*;
 
+impl Upload for Empty<Bytes> {}
+
+impl Upload for Full<Bytes> {}
+
+impl<S> Upload for StreamBody<S> where Self: Body<Data = Bytes> + Send + 'static {}
+
 fn demo() -> Demo {
     Demo::new(4, Arc::new(Counter::new("requests")), None)
 }
@@ -14,7 +20,7 @@ struct Answer {
 
 async fn ask<B>(demo: &Demo, method: Method, uri: &str, body: B) -> Answer
 where
-    B: Body<Data = Bytes> + Send + 'static,
+    B: Upload,
     B::Error: std::fmt::Display,
 {
     let request = Request::builder()
@@ -117,7 +123,7 @@ async fn an_upload_is_read_to_its_end() {
 
 type FrameResult = Result<http_body::Frame<Bytes>, std::io::Error>;
 
-fn frames_of(frames: Vec<FrameResult>) -> impl Body<Data = Bytes, Error = std::io::Error> + Send {
+fn frames_of(frames: Vec<FrameResult>) -> impl Upload<Error = std::io::Error> {
     StreamBody::new(futures_util::stream::iter(frames))
 }
 
