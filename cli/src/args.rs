@@ -35,6 +35,7 @@ Examples:
   hello serve                            serve http://127.0.0.1:8321/hello
   hello reload                           replace it by what is on disk now
   hello status                           who serves, since when, and the last reload
+  hello rollback                         take the last reload back, while it is on probation
   hello stop                             finish the requests under way, then end
 
 Exit codes:
@@ -42,7 +43,8 @@ Exit codes:
   1  failed; a reload that fails leaves the old generation serving
   2  the command line is not understood
   3  no server is running
-  4  the outcome is not known: timed out, or the server went away";
+  4  the outcome is not known: timed out, or the server went away
+  5  no reload is on probation: there is nothing to confirm or to roll back";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -50,6 +52,10 @@ pub(crate) enum Verb {
     Serve(Serve),
     /// Replace the running server by what is on disk now
     Reload(Reload),
+    /// Take the last reload back while it is on probation: the old process serves again
+    Rollback(Decide),
+    /// End the probation of the last reload now, and well
+    Confirm(Decide),
     /// End the running server, after the requests under way
     Stop(Stop),
     /// Show who serves, since when, and how the last reload ended
@@ -105,6 +111,20 @@ pub(crate) struct Serve {
     )]
     pub(crate) drain_timeout: Duration,
 
+    /// How long a child is watched once it accepts; 0 turns that off
+    ///
+    /// Until then the reload can be taken back: by `hello rollback`, or by itself if the child dies, does not
+    /// answer, or fails its --probe. The value of the running process counts, not the child's.
+    #[arg(
+        long,
+        value_name = "TIME",
+        default_value = "1s",
+        env = "HELLO_PROBATION",
+        hide_env_values = true,
+        value_parser = parse
+    )]
+    pub(crate) probation: Duration,
+
     /// How long a client may take to send the head of a request
     #[arg(
         long,
@@ -149,7 +169,7 @@ pub(crate) struct Serve {
     )]
     pub(crate) backlog: u32,
 
-    /// What a child must answer with success, asked by itself, before it may take over
+    /// What a child must answer with success, asked by itself, before it may take over and during --probation
     #[arg(
         long,
         value_name = "PATH",
@@ -210,7 +230,8 @@ pub(crate) enum LogFormat {
 ///
 /// The running process starts the program from the path that it was started from, and gives it the
 /// listening sockets and the state. It serves all the while, until the new process has proved that it
-/// can. What the new process writes to stderr until then is shown.
+/// can; and it stays ready to take over again while the new one serves on probation (see `hello serve --help`). What the
+/// new process writes to stderr until then is shown.
 ///
 /// On success one line says how long it took, once the old process has finished what it had begun.
 /// On failure the reason is shown, and the old process serves on.
@@ -228,7 +249,7 @@ pub(crate) struct Reload {
     #[arg(long)]
     pub(crate) json: bool,
 
-    /// How long to wait for the outcome, and then again for the old generation's end
+    /// How long to wait for the outcome (the probation not counted), and then again for the old generation's end
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_nonzero)]
     pub(crate) timeout: Duration,
 }
@@ -245,6 +266,36 @@ Exit codes:
   2  the command line is not understood
   3  no server is running
   4  the outcome is not known (timed out, or the server went away): `hello status` tells";
+
+/// `hello rollback` and `hello confirm`: how a probation ends by hand
+///
+/// A reload is on probation from the moment at which the new generation accepts, for as long as the old one's
+/// `hello serve --probation` says. The old one can serve again until then: `rollback` gives it the connections and the
+/// state back, and no client notices. `confirm` does not wait for the end of the probation.
+#[derive(Debug, Arguments)]
+#[command(after_help = DECIDE_HELP)]
+pub(crate) struct Decide {
+    #[command(flatten)]
+    pub(crate) which: Which,
+
+    /// How long to wait for the outcome: more than the server's --drain-timeout
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_nonzero)]
+    pub(crate) timeout: Duration,
+}
+
+const DECIDE_HELP: &str = "\
+Examples:
+  hello serve --probation 10m            long enough to look at the new version
+  hello rollback                         it is no good: the old one serves again
+  hello confirm                          it is good: the old one may go
+
+Exit codes:
+  0  it is done
+  1  it was refused, or the reload has ended the other way meanwhile
+  2  the command line is not understood
+  3  no server is running
+  4  the outcome is not known (timed out, or the server went away): `hello status` tells
+  5  no reload is on probation";
 
 /// End the running server, after the requests under way
 ///
@@ -328,6 +379,7 @@ mod tests {
         assert_eq!(args.listen, ["127.0.0.1:8321".parse::<Listen>().unwrap()]);
         assert_eq!(args.ready_timeout, Duration::from_secs(30));
         assert_eq!(args.drain_timeout, Duration::from_secs(10));
+        assert_eq!(args.probation, Duration::from_secs(1));
         assert_eq!(args.probe, "/healthz");
         assert_eq!(args.log_format, LogFormat::Text);
     }
@@ -367,7 +419,7 @@ mod tests {
     fn the_help_names_every_exit_code() {
         assert!(AFTER_HELP.ends_with(exit::HELP));
         let help = Args::command().render_long_help().to_string();
-        for code in 0..=4 {
+        for code in 0..=5 {
             assert!(help.contains(&format!("\n  {code}  ")), "{code}");
         }
     }

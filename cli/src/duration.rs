@@ -8,12 +8,15 @@ const GRAMMAR: &str =
 /// Longer ones are slips of the keyboard, and would overflow a clock.
 const MAX: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// A duration; `0s` is one.
+/// A duration; `0s` is one, and so is `0`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let mut total = Duration::ZERO;
     let mut rest = text.trim();
     if rest.is_empty() {
         return Err(GRAMMAR.to_owned());
+    }
+    if rest == "0" {
+        return Ok(total); // of whatever unit
     }
     while !rest.is_empty() {
         let (number, after) = split(rest, |c| c.is_ascii_digit() || c == '.');
@@ -77,6 +80,7 @@ mod tests {
             ("1h 2m", ms(3_720_000)),
             ("1.5s", ms(1500)),
             ("0s", ms(0)),
+            ("0", ms(0)),
             (" 2 s", ms(2000)),
         ] {
             assert_eq!(parse(text), Ok(expected), "{text}");

@@ -10,6 +10,7 @@ pub(crate) enum Exit {
     Usage = 2,
     NotRunning = 3,
     TimedOut = 4,
+    NothingOpen = 5,
 }
 
 pub(crate) const HELP: &str = "\
@@ -18,7 +19,8 @@ Exit codes:
   1  failed; a reload that fails leaves the old generation serving
   2  the command line is not understood
   3  no server is running
-  4  the outcome is not known: timed out, or the server went away";
+  4  the outcome is not known: timed out, or the server went away
+  5  no reload is on probation: there is nothing to confirm or to roll back";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

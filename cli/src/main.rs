@@ -1,4 +1,4 @@
-//! `hello`: an HTTP server that is replaced by its next build while it serves, and the three verbs
+//! `hello`: an HTTP server that is replaced by its next build while it serves, and the verbs
 //! to do it with.
 //!
 //! Here are the words that a person types, reads, and finds in a script's `$?`. What the verbs do is
@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod decide;
 mod demo;
 mod duration;
 mod exit;
@@ -26,6 +27,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::args::{Args, Verb};
+use crate::decide::Decision;
 use crate::exit::{Exit, Failure};
 
 fn main() -> ExitCode {
@@ -44,6 +46,8 @@ fn run() -> Result<Exit, Failure> {
     match args.verb {
         Verb::Serve(args) => serve::run(args),
         Verb::Reload(args) => reload::run(&args),
+        Verb::Rollback(args) => decide::run(&args, Decision::Rollback),
+        Verb::Confirm(args) => decide::run(&args, Decision::Confirm),
         Verb::Stop(args) => stop::run(&args),
         Verb::Status(args) => status::run(&args),
     }

@@ -63,6 +63,7 @@ impl<W: Write> Progress<W> {
                 phase,
                 pid,
                 at_us,
+                ..
             } => {
                 self.phase = Some(Phase {
                     reload: *reload,
@@ -134,6 +135,7 @@ mod tests {
                 phase: "booting".to_owned(),
                 pid: Some(857),
                 at_us: 70_000_000,
+                lasts_ms: None,
             },
             Event::Stderr {
                 reload: 7,

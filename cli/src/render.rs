@@ -190,6 +190,15 @@ pub(crate) fn status(status: &Status) -> String {
         }
     }
     text.push_str(&application(&status.application));
+    if let Some(probation) = &status.probation {
+        let Generation { generation, pid } = probation.parent;
+        let left = micros(probation.left_ms.saturating_mul(1000));
+        let _ = write!(
+            text,
+            "\non probation\n  reload {}, {left} left; until then generation {generation}, pid {pid}, can serve again",
+            probation.reload
+        );
+    }
     if let Some(reload) = &status.reload {
         let elapsed = Duration::from_millis(reload.elapsed_ms);
         let under_way = progress(reload.reload, &reload.phase, reload.pid, elapsed);

@@ -64,7 +64,8 @@ async fn serve(
     .limits(limits)
     .probe(args.probe)
     .ready_timeout(args.ready_timeout)
-    .drain_timeout(args.drain_timeout);
+    .drain_timeout(args.drain_timeout)
+    .probation(args.probation);
     for listener in listeners {
         server = server.listener(listener);
     }

@@ -227,12 +227,22 @@ impl Acceptor {
     pub async fn accept(&mut self) -> Option<Accepted> {
         loop {
             let phase = *self.phase.borrow_and_update();
-            let socket = self.socket.as_ref()?;
+            self.socket.as_ref()?;
             match phase {
                 Phase::Starting | Phase::Paused => {
                     let _ = self.phase.changed().await;
                 }
+                // What was accepted so far is counted. Nobody need wait for this acceptor, until it may bring
+                // another one.
+                Phase::Returning => {
+                    self.alive = None;
+                    let _ = self.phase.changed().await;
+                }
                 Phase::Serving => {
+                    if self.alive.is_none() {
+                        self.alive = Some(self.shared.live.other());
+                    }
+                    let socket = self.socket.as_ref()?;
                     tokio::select! {
                         biased;
                         _ = self.phase.changed() => {}

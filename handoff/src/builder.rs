@@ -64,6 +64,9 @@ fn io_error(step: &'static str) -> impl FnOnce(io::Error) -> StartError {
     move |source| StartError::Io { step, source }
 }
 
+/// Long enough to see a process crash with its first requests, short enough for whoever waits for the reload.
+const DEFAULT_PROBATION: Duration = Duration::from_secs(1);
+
 /// What a server is, before it runs.
 #[derive(Debug)]
 #[must_use = "nothing happens before `start`"]
@@ -73,6 +76,7 @@ pub struct Builder {
     specs: Vec<Spec>,
     ready_timeout: Duration,
     drain_timeout: Duration,
+    probation: Duration,
     max_connections: Option<u64>,
     orphan: Orphan,
     hooks: Hooks,
@@ -88,6 +92,7 @@ impl Builder {
             specs: Vec::new(),
             ready_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
+            probation: DEFAULT_PROBATION,
             max_connections: None,
             orphan: Orphan::default(),
             hooks: Hooks::default(),
@@ -137,6 +142,16 @@ impl Builder {
         self
     }
 
+    /// How long a child of this process is on probation once it accepts: until its end this process, which has kept its
+    /// listeners and its connections, takes over again should the child die or not be [well](Self::on_health).
+    /// Zero: the child is final as soon as it accepts. Default: 1 s.
+    ///
+    /// The value of the process that is replaced counts, for it is the one that judges.
+    pub fn probation(mut self, probation: Duration) -> Self {
+        self.probation = probation;
+        self
+    }
+
     /// How many connections all generations together may have; more wait in the backlog. Adopted ones count,
     /// and are never refused. Default: no limit.
     pub fn max_connections(mut self, most: u64) -> Self {
@@ -166,8 +181,8 @@ impl Builder {
         self
     }
 
-    /// Called when a child is ready and before it is told to take over: stop what only one generation
-    /// may do. The reload waits for it for at most 5 s, and fails if it takes longer.
+    /// Called when a child is ready and before it is told to take over, and in a child that is revoked: stop what only
+    /// one generation may do. The reload waits for it for at most 5 s, and fails if it takes longer.
     pub fn on_retired<F: Future<Output = ()> + Send + 'static>(
         mut self,
         hook: impl Fn() -> F + Send + Sync + 'static,
@@ -176,7 +191,18 @@ impl Builder {
         self
     }
 
-    /// Called when a reload has failed after `retired`: start it again.
+    /// Called every 500 ms while this process is on probation: `Err` says why it is not well, and its parent serves
+    /// again. So it does if the hook panics, or has not returned after 3 s. Default: always well.
+    pub fn on_health<F: Future<Output = Result<(), String>> + Send + 'static>(
+        mut self,
+        hook: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self {
+        self.hooks.health = Some(Arc::new(move || Box::pin(hook())));
+        self
+    }
+
+    /// Called when a reload has failed after `retired`: start it again. Also in a child that was revoked, should its
+    /// parent die before everything was returned.
     pub fn on_revoked<F: Future<Output = ()> + Send + 'static>(
         mut self,
         hook: impl Fn() -> F + Send + Sync + 'static,
@@ -214,7 +240,7 @@ impl Builder {
             build: self.build,
             ready_timeout: self.ready_timeout,
             drain_timeout: self.drain_timeout,
-            probation: Duration::ZERO,
+            probation: self.probation,
             max_connections: self.max_connections,
             promote: self.orphan == Orphan::Promote,
             hooks: self.hooks,

@@ -10,22 +10,24 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use tokio::{sync::oneshot, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout},
+};
 
 use crate::{
     changes,
     channel::Position,
-    connections::{self, Connection, Unpacked},
     control::{
         self, Outcome,
         message::{ConnectionCounts, Generation, ListenerChanges},
     },
     failpoint::Side,
+    intake::{self, Intake},
     link::{Heard, Link, Peer},
     listeners::Listener,
     parent::CLOSED,
@@ -34,15 +36,21 @@ use crate::{
     protocol::{
         self, Timer,
         child::{Action, Child, Event, State},
-        drain::Sequence,
     },
-    shared::{Adopted, Phase, Shared, Turn},
+    shared::{PassRequest, Phase, Shared, Turn},
     state::{Deltas, Snapshot},
+    stderr::Lent,
+    transfer::{self, Transfer},
     wire::{
-        Batch, BatchAck, Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared,
-        Rest, VERSIONS,
+        Decision, Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared, VERSIONS,
     },
 };
+
+/// How often a child on probation looks whether its parent reads its stderr.
+const STDERR_LOOK: Duration = Duration::from_millis(500);
+
+/// The longest reason for which a child is not well, in bytes.
+const MAX_ILLNESS: usize = 1024;
 
 /// What the application gets of an offer.
 #[derive(Debug)]
@@ -72,6 +80,19 @@ pub(crate) enum Effect {
     Exit(String),
     /// The channel goes on to this process's own child.
     PassOn(Inherited, Vec<Arc<OwnedFd>>),
+    /// This process was revoked: what the application gives up goes to the parent.
+    Returning,
+    /// This process serves again: what the application gives up is for a successor.
+    Resumed,
+}
+
+/// What comes back from a task of the driver's own.
+#[derive(Debug)]
+enum Inner {
+    /// The answer to this question after the health.
+    Health { number: u64, ill: Option<String> },
+    /// The `retired` hook of a revoked child has ended, or has had its time.
+    Retired { in_time: bool },
 }
 
 /// See the module.
@@ -83,13 +104,26 @@ pub(crate) struct ChildDriver {
     source: Option<oneshot::Sender<Source>>,
     offer: Option<Offer>,
     listeners: Vec<Listener>,
-    stderr: Option<OwnedFd>,
+    stderr: Option<Lent>,
     pub(crate) prepared: Prepared,
     snapshot: Option<Snapshot>,
     changes: Deltas,
+    /// What this process had changed of the state before it took over.
+    earlier: Deltas,
     serving_us: u64,
     asked: u64,
-    sequence: Sequence,
+    intake: Intake,
+    inbox: mpsc::UnboundedReceiver<Inner>,
+    inbox_tx: mpsc::UnboundedSender<Inner>,
+    /// When the probation is to end.
+    probation_ends: Option<Instant>,
+    /// Since it was revoked.
+    transfer: Option<Transfer>,
+    pass: Option<mpsc::UnboundedReceiver<PassRequest>>,
+    /// The `retired` hook is under way.
+    is_retiring: bool,
+    /// The time to return what there is has passed.
+    is_late: bool,
     /// The process at the other end, once it is known which, and the reload by which it leaves.
     parent: Option<Generation>,
     reload: u64,
@@ -97,8 +131,6 @@ pub(crate) struct ChildDriver {
     waiting_for: u64,
     named: Vec<String>,
     older: Vec<Older>,
-    /// Connections whose acks are not written yet.
-    arrived: Vec<Connection>,
     /// The channel, on its way to this process's own child.
     parcel: Option<(Position, [OwnedFd; 2])>,
     /// When the other process was heard last.
@@ -180,7 +212,7 @@ impl ChildDriver {
             parent: Some(inherited.from),
             reload: inherited.reload,
             waiting_for: inherited.waiting_for,
-            sequence: Sequence::after(inherited.items),
+            intake: Intake::after(inherited.items),
             is_final: true,
             ..Self::with(shared, machine, link)
         };
@@ -206,6 +238,7 @@ impl ChildDriver {
     }
 
     fn with(shared: Arc<Shared>, machine: Child, link: Link) -> Self {
+        let (inbox_tx, inbox) = mpsc::unbounded_channel();
         Self {
             link,
             shared,
@@ -218,15 +251,22 @@ impl ChildDriver {
             prepared: Prepared::default(),
             snapshot: None,
             changes: Deltas::default(),
+            earlier: Deltas::default(),
             serving_us: 0,
             asked: 0,
-            sequence: Sequence::default(),
+            intake: Intake::default(),
+            inbox,
+            inbox_tx,
+            probation_ends: None,
+            transfer: None,
+            pass: None,
+            is_retiring: false,
+            is_late: false,
             parent: None,
             reload: 0,
             waiting_for: 0,
             named: Vec::new(),
             older: Vec::new(),
-            arrived: Vec::new(),
             parcel: None,
             heard_at: Instant::now(),
             refused: false,
@@ -251,10 +291,47 @@ impl ChildDriver {
         match self.machine.state() {
             State::Serving | State::Sent | State::Ended { .. } => None,
             State::Probation | State::Deposing => Some(format!(
-                "generation {} is on probation",
-                self.shared.identity().generation
+                "generation {} is on probation, {:.1} s left: `hello confirm` ends it, `hello rollback` takes it back",
+                self.shared.identity().generation,
+                self.probation_left().unwrap_or_default().as_secs_f64(),
             )),
+            State::Returning => Some("this process was revoked".to_owned()),
             _ => Some("this process does not serve yet".to_owned()),
+        }
+    }
+
+    /// How long this process is on probation yet; `None` if it is not.
+    pub(crate) fn probation_left(&self) -> Option<Duration> {
+        let ends = self.probation_ends?;
+        (self.machine.state() == State::Probation)
+            .then(|| ends.saturating_duration_since(Instant::now()))
+    }
+
+    /// The parent, as long as it can still come back, and the reload.
+    pub(crate) fn judge(&self) -> Option<(Generation, u64)> {
+        let parent = self.parent?;
+        (self.machine.state() == State::Probation).then_some((parent, self.reload))
+    }
+
+    /// Carries an operator's word to the parent, which decides.
+    pub(crate) fn decide(&mut self, decision: Decision) -> Result<(), String> {
+        self.say(&Message::Decide(decision), vec![])
+    }
+
+    /// What the application gives up, since [`Effect::Returning`].
+    pub(crate) fn return_by(&mut self, pass: mpsc::UnboundedReceiver<PassRequest>) {
+        self.pass = Some(pass);
+    }
+
+    /// The same, since [`Effect::Resumed`].
+    pub(crate) fn take_pass(&mut self) -> Option<mpsc::UnboundedReceiver<PassRequest>> {
+        self.pass.take()
+    }
+
+    /// Sends a signal on to the parent, which serves again.
+    pub(crate) fn forward(&self, signal: Signal) {
+        if let Err(error) = self.link.peer.signal(signal) {
+            tracing::warn!(%error, "cannot pass the signal on to the parent");
         }
     }
 
@@ -265,10 +342,69 @@ impl ChildDriver {
                 // It is another process's to read.
                 std::future::pending::<()>().await;
             }
-            self.take_arrived();
-            let heard = self.link.next().await;
-            if let Some(event) = self.translate(heard) {
-                return event;
+            self.intake.give(&self.shared, &self.link);
+            if self.has_returned() {
+                return Event::Returned;
+            }
+            let room = self.transfer.as_ref().map_or(0, Transfer::room);
+            let is_lent = self.stderr.is_some() && self.machine.state() == State::Probation;
+            let shared = self.shared.clone();
+            tokio::select! {
+                biased;
+                heard = self.link.next() => {
+                    if let Some(event) = self.translate(heard) {
+                        return event;
+                    }
+                }
+                Some(inner) = self.inbox.recv() => {
+                    if let Some(event) = self.inner(inner) {
+                        return event;
+                    }
+                }
+                () = transfer::receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
+                () = shared.live.none(), if self.transfer.is_some() => {}
+                () = tokio::time::sleep(STDERR_LOOK), if is_lent => {
+                    self.stderr.take_if(|lent| lent.is_full()).map(Lent::adopt_with_rest);
+                }
+            }
+        }
+    }
+
+    /// Sends what is to be returned; whether nothing is left of it, or no time.
+    fn has_returned(&mut self) -> bool {
+        let Some(transfer) = &mut self.transfer else {
+            return false;
+        };
+        let finished = transfer
+            .turn(&self.shared, &mut self.link)
+            .unwrap_or_else(|reason| {
+                // The parent hears no more, and will kill us.
+                transfer.continue_alone(&reason, false);
+                false
+            });
+        let is_over = (finished || self.is_late) && !self.is_retiring;
+        is_over && self.machine.state() == State::Returning
+    }
+
+    fn inner(&mut self, inner: Inner) -> Option<Event> {
+        match inner {
+            Inner::Health { number, ill } => {
+                if self.machine.state() == State::Probation
+                    && let Err(error) =
+                        self.say(&Message::Health(Health::Answer { number, ill }), vec![])
+                {
+                    tracing::error!(error, "cannot speak to the parent");
+                }
+                None
+            }
+            Inner::Retired { in_time } => {
+                let was_retiring = std::mem::take(&mut self.is_retiring);
+                if !in_time {
+                    tracing::error!(
+                        "the `retired` hook of this revoked generation does not return"
+                    );
+                }
+                (was_retiring && in_time).then_some(Event::Retired)
             }
         }
     }
@@ -345,7 +481,12 @@ impl ChildDriver {
             Heard::Broken(reason) => return Some(Event::Broken(reason)),
             Heard::Closed => return Some(Event::Broken(CLOSED.to_owned())),
             Heard::Died | Heard::Vanished => return Some(Event::ParentDied),
-            Heard::Timer(timer) => return Some(Event::Timer(timer)),
+            Heard::Timer(timer) => {
+                if timer == Timer::Drain {
+                    self.cut();
+                }
+                return Some(Event::Timer(timer));
+            }
         };
         self.heard_at = Instant::now();
         let (fds, missing) = (received.fds, received.missing);
@@ -374,10 +515,18 @@ impl ChildDriver {
                 }
                 Err(reason) => Event::Broken(reason),
             },
-            Message::Health(Health::Ask { number }) => {
+            Message::Health(Health::Ask {
+                number,
+                waiting_for,
+            }) => {
                 self.asked = number;
+                self.waiting_for = waiting_for;
                 Event::AskHealth
             }
+            Message::RestAck { number } => {
+                return self.acked(|transfer| transfer.rest_acked(number));
+            }
+            Message::ConnAck(ack) => return self.acked(|transfer| transfer.conn_acked(ack)),
             Message::Confirm { serving_us } => {
                 self.serving_us = serving_us;
                 Event::Confirm
@@ -385,10 +534,26 @@ impl ChildDriver {
             Message::Revoke(reason) => Event::Revoke(reason),
             Message::Abort(reason) | Message::Refuse(reason) => Event::Aborted(reason),
             Message::Stop(reason) => Event::Stopped(reason),
-            Message::Rest(rest) => self.heard_or_broken(|driver| driver.take_rest(rest, fds)),
-            Message::Conn(batch) => {
-                self.heard_or_broken(|driver| driver.take_batch(batch, fds, missing))
-            }
+            Message::Rest(rest) => self.heard_or_broken(|driver| {
+                let Self {
+                    intake,
+                    shared,
+                    link,
+                    ..
+                } = driver;
+                intake.take_rest(shared, link, rest, fds)
+            }),
+            Message::Conn(batch) => self.heard_or_broken(|driver| {
+                let Self {
+                    intake,
+                    shared,
+                    link,
+                    ..
+                } = driver;
+                let adopted = intake.take_batch(shared, link, batch, fds, missing)?;
+                driver.waiting_for = driver.waiting_for.saturating_sub(adopted as u64);
+                Ok(())
+            }),
             Message::Channel(inherited) => {
                 self.heard_or_broken(|driver| driver.take_channel(&inherited, fds, missing))
             }
@@ -418,6 +583,15 @@ impl ChildDriver {
         })
     }
 
+    /// An ack of the parent's, to a revoked child.
+    fn acked(&mut self, take: impl FnOnce(&mut Transfer) -> Result<(), String>) -> Option<Event> {
+        match self.transfer.as_mut().map(take) {
+            Some(Ok(())) => None,
+            Some(Err(reason)) => Some(Event::Broken(reason)),
+            None => Some(Event::Broken("an ack where nothing was sent".to_owned())),
+        }
+    }
+
     fn heard_or_broken(&mut self, take: impl FnOnce(&mut Self) -> Result<(), String>) -> Event {
         match take(self) {
             Ok(()) => Event::Heard,
@@ -433,7 +607,7 @@ impl ChildDriver {
         missing: usize,
     ) -> Result<(), String> {
         let named = if offer.pidfile.is_some() { 2 } else { 0 };
-        let expected = offer.listeners.len() + named + 2;
+        let expected = offer.listeners.len() + named + 3;
         if missing > 0 {
             return Err(format!(
                 "{missing} of the {expected} offered descriptors could not be received: raise RLIMIT_NOFILE of the new build"
@@ -467,7 +641,7 @@ impl ChildDriver {
                 control::Server::new(next()?).map_err(|e| format!("the control socket: {e}"))?;
             self.shared.set_control(server);
         }
-        self.stderr = Some(next()?);
+        self.stderr = Some(Lent::new(next()?, next()?));
         let parent = next()?;
         let watch =
             process::check_pidfd(&parent, offer.parent.pid).and_then(|()| Peer::new(parent));
@@ -489,7 +663,7 @@ impl ChildDriver {
         missing: usize,
     ) -> Result<(), String> {
         let number = inherited.number;
-        self.sequence.received(number).map_err(|e| e.to_string())?;
+        self.intake.received(number)?;
         let from = inherited.from;
         let refused = match Self::inherit(self.shared.clone(), inherited, fds, missing) {
             Ok(driver) => {
@@ -517,86 +691,21 @@ impl ChildDriver {
         )
     }
 
-    fn take_rest(&mut self, rest: Rest, fds: Vec<OwnedFd>) -> Result<(), String> {
-        self.sequence
-            .received(rest.number)
-            .map_err(|e| e.to_string())?;
-        match changes::unpack(rest.changes, fds) {
-            Ok(deltas) => self.absorb(&deltas),
-            // Never fatal: what else the parent has is worth more.
-            Err(error) => tracing::error!(error, "state that changed after the commit is lost"),
-        }
-        self.say(
-            &Message::RestAck {
-                number: rest.number,
-            },
-            vec![],
-        )
-    }
-
-    fn absorb(&self, deltas: &Deltas) {
-        let sections = self.shared.sections();
-        let absorbed = catch_unwind(AssertUnwindSafe(|| deltas.absorb(&sections)));
-        let errors = absorbed.unwrap_or_else(|_| {
-            tracing::error!(
-                "a section of the state has panicked: what the parent changed in it is lost"
-            );
-            Vec::new()
-        });
-        for error in errors {
-            let error = crate::words(&error);
-            tracing::error!(error, "state that changed after the snapshot is lost");
-        }
-    }
-
-    fn take_batch(
-        &mut self,
-        batch: Batch,
-        fds: Vec<OwnedFd>,
-        missing: usize,
-    ) -> Result<(), String> {
-        let number = batch.number;
-        self.sequence.received(number).map_err(|e| e.to_string())?;
-        let Unpacked { adopted, refused } =
-            connections::unpack(batch, fds, missing, &self.shared.kinds())?;
-        if !refused.is_empty() {
-            tracing::warn!(
-                refused = refused.len(),
-                adopted = adopted.len(),
-                reason = refused[0].1,
-                "connections stay with the parent"
-            );
-        }
-        // "I own these": said before anything is done with them.
-        self.say(&Message::ConnAck(BatchAck { number, refused }), vec![])?;
-        self.waiting_for = self.waiting_for.saturating_sub(adopted.len() as u64);
-        self.arrived.extend(adopted);
-        self.take_arrived();
-        Ok(())
-    }
-
-    /// Gives the application what is acknowledged. An ack that waits to be written is none yet: should this
-    /// process end before that, the parent serves the connection.
-    fn take_arrived(&mut self) {
-        if !self.link.is_pending() {
-            self.take_all_arrived();
-        }
-    }
-
-    fn take_all_arrived(&mut self) {
-        for connection in self.arrived.drain(..) {
-            let guard = self.shared.live.connection();
-            // Fails only if nobody will ever serve them: then they close here.
-            let _ = self.shared.adopted.send(Adopted { connection, guard });
-        }
-    }
-
     /// Feeds the machine and carries out what it says.
     pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
         tracing::debug!(?event, state = ?self.machine.state(), "child");
         self.refused |= event == Event::NotPassed;
+        let is_alone = event == Event::ParentDied;
+        if is_alone && let Some(lent) = self.stderr.take() {
+            // First of all: nobody reads that pipe any more.
+            lent.adopt_with_rest();
+        }
         let actions = self.machine.on(event);
-        self.perform(actions)
+        let effects = self.perform(actions);
+        if is_alone && let Some(transfer) = &mut self.transfer {
+            transfer.continue_alone("the parent has died", true);
+        }
+        effects
     }
 
     fn perform(&mut self, actions: Vec<Action>) -> Vec<Effect> {
@@ -642,21 +751,14 @@ impl ChildDriver {
                 effects.push(Effect::Serving);
             }
             Action::SendAccepting => return self.say(&Message::Accepting, vec![]),
-            Action::AnswerHealth => {
-                return self.say(
-                    &Message::Health(Health::Answer {
-                        number: self.asked,
-                        ill: None,
-                    }),
-                    vec![],
-                );
-            }
+            Action::AnswerHealth => return self.examine(),
             Action::Final => self.become_final(),
             Action::SendChannel => self.send_channel(effects),
             // With this driver's end.
             Action::LetGo => effects.push(Effect::ParentGone),
-            Action::Return => self.shared.set_phase(Phase::Paused),
-            Action::Resume => self.shared.set_phase(Phase::Serving),
+            Action::Return => self.begin_return(effects),
+            Action::SendYielded => return self.say(&Message::Yielded, vec![]),
+            Action::Resume => self.resume(effects),
             Action::SendRefuse(reason) => return self.say(&Message::Refuse(reason), vec![]),
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
@@ -692,6 +794,7 @@ impl ChildDriver {
         match timer {
             // The parent's deadline, the snapshot and the hook included.
             Timer::Ready => ready + protocol::RETIRE_TIMEOUT + protocol::CHILD_MARGIN,
+            Timer::Leave => protocol::leave_timeout(self.drain_timeout()),
             _ => protocol::SILENCE_TIMEOUT + protocol::CHILD_MARGIN,
         }
     }
@@ -699,9 +802,20 @@ impl ChildDriver {
     /// The order matters: words first, then state, then the names under which others find us, then the
     /// listeners.
     fn take_over(&mut self) {
-        self.adopt_stderr();
+        let probation = self.probation();
+        if probation.is_zero() {
+            self.adopt_stderr();
+        } else {
+            // Its parent listens until it is final.
+            self.probation_ends = Some(Instant::now() + probation);
+            self.earlier = self.shared.deltas();
+        }
         let changes = std::mem::take(&mut self.changes);
-        self.absorb(&changes);
+        intake::absorb(&self.shared, &changes);
+        if !probation.is_zero() {
+            // The parent knows those: they are not what it must be told should it take over again.
+            let _ = self.shared.deltas();
+        }
         self.shared.publish_or_log();
         let older = self.direct().into_iter().chain(self.hearsay());
         self.shared
@@ -709,6 +823,102 @@ impl ChildDriver {
             .set_older(older.map(|older| older.waiting_for).sum());
         self.shared.set_phase(Phase::Serving);
         self.shared.call(Turn::Committed);
+    }
+
+    /// By the parent's clock and words: it is the one that judges.
+    fn probation(&self) -> Duration {
+        // A parent that has died judges nobody.
+        let offer = self.offer.as_ref().filter(|_| !self.orphaned);
+        offer.map_or(Duration::ZERO, |offer| {
+            Duration::from_millis(offer.probation_ms)
+        })
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        self.offer
+            .as_ref()
+            .map_or(self.shared.settings.drain_timeout, |offer| {
+                Duration::from_millis(offer.drain_timeout_ms)
+            })
+    }
+
+    /// Asks the application whether it is well, in a task of its own: one that hangs, or panics, is not.
+    fn examine(&mut self) -> Result<(), String> {
+        let number = self.asked;
+        let Some(hook) = self.shared.settings.hooks.health.clone() else {
+            let well = Health::Answer { number, ill: None };
+            return self.say(&Message::Health(well), vec![]);
+        };
+        let inbox = self.inbox_tx.clone();
+        tokio::spawn(async move {
+            let mut examination = tokio::spawn(async move { hook().await });
+            let ill = match timeout(protocol::HEALTH_TIMEOUT, &mut examination).await {
+                Ok(Ok(Ok(()))) => None,
+                Ok(Ok(Err(mut reason))) => {
+                    reason.truncate(reason.floor_char_boundary(MAX_ILLNESS));
+                    Some(reason)
+                }
+                Ok(Err(_)) => Some("the health hook has panicked".to_owned()),
+                Err(_) => {
+                    examination.abort();
+                    let limit = protocol::HEALTH_TIMEOUT;
+                    Some(format!("the health hook did not return within {limit:?}"))
+                }
+            };
+            let _ = inbox.send(Inner::Health { number, ill });
+        });
+        Ok(())
+    }
+
+    /// Revoked: what this process has goes back to its parent, which accepts already.
+    fn begin_return(&mut self, effects: &mut Vec<Effect>) {
+        tracing::warn!(
+            generation = self.shared.identity().generation,
+            connections = self.shared.live.connections(),
+            "revoked by the parent; returning what there is"
+        );
+        self.shared.live.leave();
+        self.shared.set_phase(Phase::Returning);
+        self.shared.pause_control();
+        self.is_retiring = true;
+        let retired = self.shared.call(Turn::Retired);
+        let inbox = self.inbox_tx.clone();
+        tokio::spawn(async move {
+            // A hook that panicked has ended, too.
+            let in_time = timeout(protocol::RETIRE_TIMEOUT, retired).await.is_ok();
+            let _ = inbox.send(Inner::Retired { in_time });
+        });
+        self.transfer = Some(Transfer::back(std::mem::take(&mut self.earlier)));
+        let drain = self.drain_timeout().max(protocol::MIN_DRAIN);
+        self.link.timers.start(Timer::Drain, drain);
+        effects.push(Effect::Returning);
+    }
+
+    /// The time to return things has passed: what is under way ends with this process.
+    fn cut(&mut self) {
+        let Some(transfer) = &mut self.transfer else {
+            return;
+        };
+        transfer.abandon_unacked();
+        self.shared.live.cut_all();
+        if let Err(error) = transfer.send_rest(&self.shared, &mut self.link) {
+            tracing::error!(error, "state that changed after the commit is lost");
+        }
+        self.is_late = true;
+    }
+
+    /// The parent has died while it was given everything back: what is still here is served here.
+    fn resume(&mut self, effects: &mut Vec<Effect>) {
+        self.link.timers.cancel(Timer::Drain);
+        self.is_retiring = false;
+        self.shared.live.stay();
+        self.shared.set_phase(Phase::Serving);
+        self.shared.publish_or_log();
+        self.shared.call(Turn::Revoked);
+        if let Some(transfer) = self.transfer.take() {
+            transfer.dissolve("the parent has died", &mut self.pass);
+        }
+        effects.push(Effect::Resumed);
     }
 
     fn send_channel(&mut self, effects: &mut Vec<Effect>) {
@@ -723,7 +933,7 @@ impl ChildDriver {
             version: position.version,
             sent: position.sent,
             received: position.received,
-            items: self.sequence.last(),
+            items: self.intake.last(),
             waiting_for: self.waiting_for,
             silent_for_ms: u64::try_from(silent_for).unwrap_or(u64::MAX),
         };
@@ -731,15 +941,14 @@ impl ChildDriver {
     }
 
     fn adopt_stderr(&mut self) {
-        if let Some(stderr) = self.stderr.take()
-            && let Err(error) = process::adopt_stderr(stderr)
-        {
-            tracing::error!(%error, "cannot take over stderr");
+        if let Some(lent) = self.stderr.take() {
+            lent.adopt();
         }
     }
 
     /// The parent cannot come back.
     fn become_final(&mut self) {
+        self.adopt_stderr();
         for listener in self.shared.listeners() {
             // A smaller backlog could not be set while the parent could still come back.
             if let Err(error) = listener.settle() {
@@ -793,12 +1002,8 @@ impl ChildDriver {
     }
 
     fn parent_gone(&mut self, crashed: bool, effects: &mut Vec<Effect>) {
-        // First of all: until the commit stderr is a pipe that the parent read, and whoever writes to it
-        // now may panic.
-        self.adopt_stderr();
         self.orphaned = crashed && !self.is_final;
-        // Nobody else will serve them.
-        self.take_all_arrived();
+        self.intake.give_all(&self.shared);
         if crashed {
             tracing::error!("the parent has crashed; what it still served is lost");
             if self.is_final {

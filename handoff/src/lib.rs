@@ -30,6 +30,7 @@ mod codec;
 mod connections;
 pub mod control;
 mod failpoint;
+mod intake;
 mod link;
 pub mod listeners;
 mod live;

@@ -118,6 +118,21 @@ impl Live {
         self.changed.notify_waiters();
     }
 
+    /// They are not counted any more: the process serves on.
+    pub(crate) fn stay(&self) {
+        self.leaving.store(false, Ordering::Release);
+        self.changed.notify_waiters();
+    }
+
+    /// The process ends with what is under way: all of it counts as cut.
+    pub(crate) fn cut_all(&self) {
+        let names = self.waits_for(MAX_NAMED);
+        let mut cut = lock(&self.cut);
+        cut.count += self.connections();
+        let room = MAX_NAMED.saturating_sub(cut.named.len());
+        cut.named.extend(names.into_iter().take(room));
+    }
+
     /// How many connections older generations still serve, as far as is known.
     pub(crate) fn set_older(&self, connections: u64) {
         if self.older.swap(connections, Ordering::AcqRel) != connections {

@@ -33,6 +33,18 @@ impl News {
         self.lock().watchers.push((reload, reply));
     }
 
+    /// The same, of a reload whose child is on probation: first of all the client learns its id.
+    pub(crate) fn follow(&self, reload: u64, reply: Reply, pid: u32) {
+        reply.send(&Event::Phase {
+            reload,
+            phase: "probation".to_owned(),
+            pid: Some(pid),
+            at_us: 0,
+            lasts_ms: None,
+        });
+        self.watch(reload, reply);
+    }
+
     /// Answers a question after a reload that has ended, as far as its end is known; the rest
     /// follows. `false`: this process knows of no such reload.
     pub(crate) fn answer(&self, reload: u64, reply: Reply) -> bool {

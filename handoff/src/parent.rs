@@ -14,30 +14,28 @@ use std::{
 use tokio::{sync::mpsc, time::Instant};
 
 use crate::{
-    changes, channel,
+    changes,
+    channel::{self, Received},
     control::{
         Event as News, Outcome,
         message::{Generation, ListenerChanges},
     },
     failpoint::Side,
+    intake::Intake,
     link::{Heard, Link, Peer},
     process::{self, Signal, Spawned},
     protocol::{
-        self, Timer,
+        self, CUT_GRACE, MIN_DRAIN, Timer,
         parent::{Action, Event, Failure, Parent, State, Undo},
     },
     shared::{PassRequest, Phase, Report, Shared, Turn},
     state::{Manifest, Snapshot},
     stderr::{Capture, PassThrough},
-    transfer::Transfer,
-    wire::{Commit, Health, Inherited, MAX_WAITING_NAMED, Message, Offer, Prepared, VERSIONS},
+    transfer::{self, Transfer},
+    wire::{
+        Commit, Decision, Health, Inherited, MAX_WAITING_NAMED, Message, Offer, Prepared, VERSIONS,
+    },
 };
-
-/// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
-const MIN_DRAIN: Duration = Duration::from_millis(500);
-
-/// How long the application may take to let go of its connections once they are cut.
-const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// In words.
 pub(crate) const CLOSED: &str = "it closed its end of the channel and lives on";
@@ -93,6 +91,8 @@ pub(crate) struct ParentDriver {
     is_late: bool,
     /// Since `Confirm`.
     transfer: Option<Transfer>,
+    /// Since `Revoke`: the child returns what it has.
+    intake: Option<Intake>,
     pass: Option<mpsc::UnboundedReceiver<PassRequest>>,
 }
 
@@ -167,6 +167,7 @@ impl ParentDriver {
             overstepped: None,
             is_late: false,
             transfer: None,
+            intake: None,
             pass: Some(pass),
         };
         // The first actions have no effect on the process as a whole.
@@ -193,6 +194,19 @@ impl ParentDriver {
     /// Whether the child is final, so that this process only drains.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.machine.is_confirmed()
+    }
+
+    /// Whether an operator may still decide.
+    pub(crate) fn is_on_probation(&self) -> bool {
+        matches!(self.machine.state(), State::Probation | State::Confirming)
+    }
+
+    /// An operator ends the probation.
+    pub(crate) fn decide(&mut self, decision: Decision) -> Vec<Effect> {
+        self.handle(match decision {
+            Decision::Confirm => Event::ConfirmNow,
+            Decision::Rollback => Event::Rollback,
+        })
     }
 
     /// Sends a signal on to the successor.
@@ -238,15 +252,13 @@ impl ParentDriver {
     /// The next event. Cancel safe.
     pub(crate) async fn next(&mut self) -> Event {
         loop {
-            if let Some(transfer) = &mut self.transfer
-                && let Err(reason) = transfer.send_waiting(&self.shared, &mut self.link)
-            {
-                return Event::Broken(reason);
+            if let Some(intake) = &mut self.intake {
+                intake.give(&self.shared, &self.link);
             }
             let drained = self
                 .transfer
                 .as_mut()
-                .map(|t| t.is_finished(&self.shared, &mut self.link));
+                .map(|t| t.turn(&self.shared, &mut self.link));
             match drained {
                 Some(Ok(true)) => return Event::Drained,
                 Some(Err(reason)) => return Event::Broken(reason),
@@ -267,7 +279,7 @@ impl ParentDriver {
                     }
                 }
                 Some(inner) = self.inbox.recv() => return self.inner(inner),
-                () = receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
+                () = transfer::receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
                 () = self.shared.live.none(), if self.transfer.is_some() => {}
                 () = changed, if self.transfer.is_some() => {}
                 () = ended(self.reaper.as_ref()) => {
@@ -327,6 +339,11 @@ impl ParentDriver {
                 },
             );
         }
+        let received = match self.take_in(received) {
+            Ok(Some(received)) => received,
+            Ok(None) => return None,
+            Err(reason) => return Some(Event::Broken(reason)),
+        };
         if !received.fds.is_empty() || received.missing > 0 {
             return Some(Event::Broken(format!(
                 "{} with descriptors that do not belong to it",
@@ -355,7 +372,20 @@ impl ParentDriver {
                 return Some(Event::Health(ill));
             }
             Message::Health(Health::Answer { .. }) => return None,
-            Message::Bye(_) => return Some(Event::Returned),
+            Message::Decide(Decision::Confirm) => return Some(Event::ConfirmNow),
+            Message::Decide(Decision::Rollback) => return Some(Event::Rollback),
+            Message::Yielded => return Some(Event::Yielded),
+            Message::Bye(counts) => {
+                tracing::info!(
+                    reload = self.reload,
+                    child = self.pid(),
+                    moved = counts.moved,
+                    drained = counts.drained,
+                    cut = counts.cut,
+                    "the revoked child has returned what it had"
+                );
+                return Some(Event::Returned);
+            }
             Message::RestAck { number } => self.transfer.as_mut().map(|t| t.rest_acked(number)),
             Message::ConnAck(ack) => self.transfer.as_mut().map(|t| t.conn_acked(ack)),
             Message::ChannelAck(ack) => {
@@ -372,6 +402,33 @@ impl ParentDriver {
             Some(Err(reason)) => Some(Event::Broken(reason)),
             None => Some(Event::Broken("an ack where nothing was sent".to_owned())),
         }
+    }
+
+    /// Takes what a revoked child returns; gives back what is something else.
+    fn take_in(&mut self, received: Received) -> Result<Option<Received>, String> {
+        let Some(intake) = &mut self.intake else {
+            return Ok(Some(received));
+        };
+        let (shared, link) = (&*self.shared, &mut self.link);
+        let Received {
+            message,
+            fds,
+            missing,
+        } = received;
+        match message {
+            Message::Rest(rest) => intake.take_rest(shared, link, rest, fds)?,
+            Message::Conn(batch) => {
+                intake.take_batch(shared, link, batch, fds, missing)?;
+            }
+            message => {
+                return Ok(Some(Received {
+                    message,
+                    fds,
+                    missing,
+                }));
+            }
+        }
+        Ok(None)
     }
 
     /// Another generation has got our channel.
@@ -470,7 +527,11 @@ impl ParentDriver {
             }
             Action::AskHealth => {
                 self.asked += 1;
-                return self.say(&Message::Health(Health::Ask { number: self.asked }), vec![]);
+                let question = Health::Ask {
+                    number: self.asked,
+                    waiting_for: self.shared.live.connections(),
+                };
+                return self.say(&Message::Health(question), vec![]);
             }
             Action::SendConfirm => {
                 return self.say(
@@ -493,7 +554,21 @@ impl ParentDriver {
                 return self.say(&draining, vec![]);
             }
             Action::SendBye => return self.say(&Message::Bye(self.shared.live.counts()), vec![]),
-            Action::SendRevoke(reason) => return self.say(&Message::Revoke(reason), vec![]),
+            Action::ResumeAccepting => self.shared.set_phase(Phase::Serving),
+            Action::SendRevoke(reason) => {
+                tracing::warn!(
+                    reload = self.reload,
+                    child = self.pid(),
+                    reason,
+                    "revoking the child; this generation accepts again"
+                );
+                self.intake = Some(Intake::default());
+                return self.say(&Message::Revoke(reason), vec![]);
+            }
+            Action::TakeBack => {
+                self.shared.publish_or_log();
+                self.shared.call(Turn::Revoked);
+            }
             Action::SendAbort(reason) => return self.say(&Message::Abort(reason), vec![]),
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
             Action::Kill => {
@@ -535,6 +610,10 @@ impl ParentDriver {
             Timer::Heartbeat => protocol::HEARTBEAT,
             Timer::Silence => protocol::SILENCE_TIMEOUT,
             Timer::Goodbye => protocol::GOODBYE_TIMEOUT,
+            // The child must have had its own time.
+            Timer::Leave if self.intake.is_some() => {
+                protocol::leave_timeout(settings.drain_timeout) + protocol::GOODBYE_TIMEOUT
+            }
             Timer::Leave => settings.drain_timeout + protocol::GOODBYE_TIMEOUT,
             Timer::Successor => protocol::SUCCESSOR_TIMEOUT,
             Timer::Drain => settings.drain_timeout.max(MIN_DRAIN),
@@ -558,11 +637,13 @@ impl ParentDriver {
             at_us,
             "reload: {phase}"
         );
+        let probation = self.shared.settings.probation.as_millis();
         self.shared.news.tell(&News::Phase {
             reload: self.reload,
             phase: phase.to_owned(),
             pid: Some(self.pid()),
             at_us,
+            lasts_ms: (phase == "probation").then(|| u64::try_from(probation).unwrap_or(u64::MAX)),
         });
     }
 
@@ -572,7 +653,7 @@ impl ParentDriver {
         let held = shared.listeners();
         let duplicate =
             |e: std::io::Error| format!("cannot duplicate a descriptor for the child: {e}");
-        let mut fds = Vec::with_capacity(held.len() + 4);
+        let mut fds = Vec::with_capacity(held.len() + 5);
         for listener in &held {
             fds.push(Arc::new(
                 listener.as_fd().try_clone_to_owned().map_err(duplicate)?,
@@ -587,6 +668,11 @@ impl ParentDriver {
                 .try_clone_to_owned()
                 .map_err(duplicate)?,
         ));
+        let capture = self
+            .capture
+            .as_ref()
+            .ok_or("the child's stderr is closed")?;
+        fds.push(Arc::new(capture.reader().map_err(duplicate)?));
         fds.push(Arc::new(process::own_pidfd().map_err(duplicate)?));
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let pidfile = shared.paths.as_ref().filter(|_| has_pidfile).map(|paths| {
@@ -601,6 +687,7 @@ impl ParentDriver {
             older: shared.draining(),
             ready_timeout_ms: millis(shared.settings.ready_timeout),
             drain_timeout_ms: millis(shared.settings.drain_timeout),
+            probation_ms: millis(shared.settings.probation),
         };
         self.say(&Message::Offer(offer), fds)
     }
@@ -725,14 +812,18 @@ impl ParentDriver {
         if let Some(limit) = self.overstepped {
             reason.push_str(&format!(" (limit: {limit:?})"));
         }
-        if undo >= Undo::Retired {
-            self.shared.call(Turn::Revoked);
+        // First of all: nobody accepts.
+        if undo >= Undo::Accepting {
+            self.shared.set_phase(Phase::Serving);
         }
         if undo >= Undo::Ownership {
             self.shared.publish_or_log();
         }
-        if undo >= Undo::Accepting {
-            self.shared.set_phase(Phase::Serving);
+        if undo >= Undo::Retired {
+            self.shared.call(Turn::Revoked);
+        }
+        if let Some(mut intake) = self.intake.take() {
+            intake.give_all(&self.shared);
         }
         tracing::error!(
             reload = self.reload,
@@ -787,17 +878,5 @@ async fn pump(capture: &mut Option<Capture>) -> Infallible {
     match capture {
         Some(capture) => capture.pump().await,
         None => std::future::pending().await,
-    }
-}
-
-/// Moves what the application gives up from its queue to the transfer. Cancel safe.
-async fn receive(
-    pass: &mut Option<mpsc::UnboundedReceiver<PassRequest>>,
-    transfer: &mut Option<Transfer>,
-    room: usize,
-) {
-    match (pass, transfer) {
-        (Some(pass), Some(transfer)) => transfer.receive(pass, room).await,
-        _ => std::future::pending().await,
     }
 }

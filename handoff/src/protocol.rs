@@ -34,6 +34,16 @@ pub(crate) const RETIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a child that was told to go may take before it is killed.
 pub(crate) const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long the application's health hook may take: less than [`SILENCE_TIMEOUT`], so that a child whose hook
+/// hangs says so, and is not taken for frozen.
+pub(crate) const HEALTH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the application may take to let go of its connections once they are cut.
+pub(crate) const CUT_GRACE: Duration = Duration::from_secs(1);
+
+/// What rests is given this long to move, however short the drain timeout is: that bounds what is busy.
+pub(crate) const MIN_DRAIN: Duration = Duration::from_millis(500);
+
 /// How often the parent asks for the child's health in probation, and says that it drains.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(500);
 
@@ -43,6 +53,11 @@ pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a generation whose successor has died waits for word from whoever has its channel now. The channel
 /// travels as a message does: a process that got it says so at once.
 pub(crate) const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a revoked child may take to return what it has: its drain, or its `retired` hook.
+pub(crate) fn leave_timeout(drain_timeout: Duration) -> Duration {
+    drain_timeout.max(MIN_DRAIN).max(RETIRE_TIMEOUT) + CUT_GRACE
+}
 
 /// What a machine wants to be woken for. One of each kind runs at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,11 +79,11 @@ pub(crate) enum Timer {
     Silence,
     /// Parent: the child was told to go, and has nothing to finish.
     Goodbye,
-    /// Parent: the child was told to go, and finishes what it has accepted. Child: it was revoked, and
+    /// Parent: the child was told to go, and finishes or returns what it has. Child: it was revoked, and
     /// returns what it has.
     Leave,
     /// Parent: its successor has died, and somebody else has the channel.
     Successor,
-    /// Parent: after `Confirm`, until what is still under way is cut. The driver's own.
+    /// After `Confirm`, or in a revoked child: until what is still under way is cut. The driver's own.
     Drain,
 }

@@ -97,8 +97,8 @@ impl Serving {
         self.shared.live.connection()
     }
 
-    /// Moves a connection at rest to the successor. To be called in [`Phase::HandingOver`]; returns when
-    /// the successor owns it.
+    /// Moves a connection at rest to the other generation: the successor, or the parent that has revoked this
+    /// process. To be called when the phase [`gives_up`](Phase::gives_up); returns when the other one owns it.
     ///
     /// # Errors
     /// [`NotMoved`], with the connection if it is still this process's to serve.
@@ -129,7 +129,7 @@ impl Serving {
         stays: impl FnOnce(NotMoved) + Send + 'static,
     ) {
         let phase = *self.shared.phase.borrow();
-        if !matches!(phase, Phase::HandingOver | Phase::Finishing) {
+        if !phase.gives_up() && phase != Phase::Finishing {
             // Nobody would take it out of the queue.
             return stays(NotMoved {
                 connection: Some((connection, guard)),

@@ -42,6 +42,10 @@ pub enum Phase {
     Serving,
     /// A successor is on probation: do not accept, serve what is there.
     Paused,
+    /// This process was revoked: its parent accepts again. Do not accept; give connections up as they come to
+    /// rest, as in [`HandingOver`](Self::HandingOver). It becomes [`Serving`](Self::Serving) again should the parent die
+    /// meanwhile.
+    Returning,
     /// The successor is final: give connections up as they come to rest, finish the others.
     HandingOver,
     /// There is no successor to give them to, but there is time: answer, then close.
@@ -62,9 +66,16 @@ impl Phase {
         )
     }
 
+    /// Whether connections at rest are to be given up to another generation:
+    /// [`Serving::hand_over`](crate::Serving::hand_over) takes them.
+    #[must_use]
+    pub fn gives_up(self) -> bool {
+        matches!(self, Self::HandingOver | Self::Returning)
+    }
+
     fn strictness(self) -> u8 {
         match self {
-            Self::Starting | Self::Serving | Self::Paused => 0,
+            Self::Starting | Self::Serving | Self::Paused | Self::Returning => 0,
             Self::HandingOver => 1,
             Self::Finishing => 2,
             Self::Stopping => 3,
@@ -77,6 +88,7 @@ impl Phase {
             Self::Starting => "starting",
             Self::Serving => "serving",
             Self::Paused => "paused",
+            Self::Returning => "returning",
             Self::HandingOver | Self::Finishing => "draining",
             Self::Stopping | Self::Cut => "stopping",
         }
@@ -85,6 +97,7 @@ impl Phase {
 
 pub(crate) type BoxFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(crate) type Hook = Arc<dyn Fn() -> BoxFuture + Send + Sync>;
+pub(crate) type Examination = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 pub(crate) type StatusReport = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// What the application does at the turns of a succession.
@@ -94,6 +107,8 @@ pub(crate) struct Hooks {
     pub(crate) retired: Option<Hook>,
     pub(crate) revoked: Option<Hook>,
     pub(crate) cold_start: Option<Hook>,
+    /// Whether this process is well, asked again and again while it is on probation.
+    pub(crate) health: Option<Arc<dyn Fn() -> Examination + Send + Sync>>,
 }
 
 impl fmt::Debug for Hooks {
@@ -117,7 +132,7 @@ pub(crate) struct Settings {
     pub(crate) build: String,
     pub(crate) ready_timeout: Duration,
     pub(crate) drain_timeout: Duration,
-    /// Zero: the child is final as soon as it accepts.
+    /// How long a child of this process is on probation. Zero: it is final as soon as it accepts.
     pub(crate) probation: Duration,
     /// How many connections all generations together may have; further ones wait in the backlog.
     pub(crate) max_connections: Option<u64>,

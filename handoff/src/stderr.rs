@@ -1,4 +1,4 @@
-//! The child's stderr until the commit: a pipe that the parent reads.
+//! The child's stderr until it is confirmed: a pipe that the parent reads.
 //!
 //! Whoever asked for a reload that failed wants to see what the child said, and the log wants
 //! it all. So each byte is passed through to the parent's own stderr, each line is reported as it
@@ -38,6 +38,9 @@ const MAX_CHUNKS: usize = 256;
 
 /// What is read at a time, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
+
+/// How much the pipe holds: as much as an unprivileged user may have, pipe(7).
+const PIPE_BYTES: i32 = 1 << 20;
 
 /// How much is read at the end, in bytes: the largest pipe of an unprivileged user. A
 /// grandchild that writes without end cannot hold us up.
@@ -226,6 +229,8 @@ impl Capture {
             kept: VecDeque::new(),
             dropped: 0,
         };
+        // A child that serves must not wait for a parent that is slow. What is refused is no reason to fail.
+        let _ = nix::fcntl::fcntl(&reader, nix::fcntl::FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
         let receiver = Receiver::from_owned_fd(reader.into())?;
         let capture = Self {
             receiver,
@@ -235,6 +240,12 @@ impl Capture {
             ended: false,
         };
         Ok((capture, writer.into()))
+    }
+
+    /// The reading end, for the child to hold: were the parent to die, a child that is on probation would write to
+    /// a pipe without reader, for a moment, and panic.
+    pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
+        dup(&self.receiver)
     }
 
     /// Reads and passes on, for ever: an arm of a `select!` that never wins. Nothing is lost
@@ -314,5 +325,8 @@ fn is_temporary(error: &io::Error) -> bool {
     )
 }
 
+mod lent;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use lent::Lent;

@@ -18,18 +18,15 @@ use crate::{
     child::{self, ChildDriver},
     control::{
         Event as News, Incoming, Outcome, Reply, Request,
-        message::{DrainingStatus, ListenerStatus, ReloadStatus, Status},
+        message::{DrainingStatus, ListenerStatus, ProbationStatus, ReloadStatus, Status},
     },
     parent::{self, ParentDriver},
     process::Signal,
-    protocol::{child::Event as ChildEvent, parent::Event as ParentEvent},
-    shared::{PassRequest, Phase, Receivers, Report, Shared, Turn},
+    protocol::{CUT_GRACE, child::Event as ChildEvent, parent::Event as ParentEvent},
+    shared::{NotMoved, PassRequest, Phase, Receivers, Report, Shared, Turn},
     signals::{self, Signals},
-    wire::{MAX_DRAINING, Older, Prepared},
+    wire::{Decision, MAX_DRAINING, Older, Prepared},
 };
-
-/// How long the application may take to let go of its connections once they are cut.
-const CUT_GRACE: Duration = Duration::from_secs(1);
 
 /// What the application says while it starts.
 #[derive(Debug)]
@@ -145,6 +142,7 @@ impl Succession {
             Some(asked) = self.incoming.recv() => Woken::Asked(asked),
             () = deadline(self.ending.as_ref()) => Woken::Deadline,
             () = self.shared.live.none(), if self.ending.is_some() => Woken::Idle,
+            () = bounce(&mut self.pass), if *self.shared.phase.borrow() == Phase::Serving => Woken::Idle,
         }
     }
 
@@ -210,6 +208,10 @@ impl Succession {
                 // An orphan's driver goes on until it serves: the application's words go through it.
                 child::Effect::ParentGone => {}
                 child::Effect::Exit(reason) => return Some(reason),
+                child::Effect::Returning => self.begin_return(),
+                child::Effect::Resumed => {
+                    self.pass = self.upstream.as_mut().and_then(ChildDriver::take_pass);
+                }
                 child::Effect::PassOn(inherited, fds) => {
                     if let Some(down) = &mut self.downstream {
                         down.pass_channel(inherited, fds);
@@ -221,6 +223,17 @@ impl Succession {
         // A reload that was latched during probation can begin now.
         self.reload_if_latched();
         None
+    }
+
+    /// What the application gives up from here on goes to the parent, and so does a reload that a signal asked for.
+    fn begin_return(&mut self) {
+        let Some(up) = &mut self.upstream else { return };
+        if let Some(pass) = self.pass.take() {
+            up.return_by(pass);
+        }
+        if std::mem::take(&mut self.latched) {
+            up.forward(Signal::Usr2);
+        }
     }
 
     /// All conversations with generations that drain into this one.
@@ -388,6 +401,7 @@ impl Succession {
             phase: "starting".to_owned(),
             pid: None,
             at_us: 0,
+            lasts_ms: None,
         });
         let shared = self.shared.clone();
         let pass = self.pass.take();
@@ -533,6 +547,8 @@ impl Succession {
                 }
             },
             Request::Outcome { reload } => self.outcome(reload, reply),
+            Request::Confirm => self.decide(Decision::Confirm, reply),
+            Request::Rollback => self.decide(Decision::Rollback, reply),
             Request::Stop => {
                 reply.send(&News::Stopping {
                     process: self.shared.identity(),
@@ -543,6 +559,47 @@ impl Succession {
             }
             Request::Events => self.shared.news.subscribe(reply),
         }
+    }
+
+    /// Ends a probation: this process's own, by its parent's leave, or that of its child.
+    fn decide(&mut self, decision: Decision, reply: Reply) {
+        let judged = self.upstream.as_ref().and_then(ChildDriver::judge);
+        if self.ending.is_none()
+            && let (Some((_, reload)), Some(up)) = (judged, &mut self.upstream)
+        {
+            self.shared.news.follow(reload, reply, std::process::id());
+            if let Err(error) = up.decide(decision) {
+                // The parent is told by our silence.
+                tracing::error!(error, "cannot speak to the parent");
+            }
+            return;
+        }
+        let own = self
+            .downstream
+            .as_mut()
+            .filter(|down| down.is_on_probation());
+        if let Some(down) = own {
+            self.shared.news.follow(down.reload(), reply, down.pid());
+            let effects = down.decide(decision);
+            self.downstream_effects(effects);
+            return;
+        }
+        let what = match decision {
+            Decision::Confirm => "confirm",
+            Decision::Rollback => "roll back",
+        };
+        let why = match (&self.downstream, self.shared.news.last()) {
+            _ if self.ending.is_some() => "the service is stopping".to_owned(),
+            (Some(down), _) => format!("reload {} is {}", down.reload(), down.phase()),
+            (None, Some(last)) => match last.outcome {
+                Outcome::Failed { .. } => format!("reload {} has failed", last.reload),
+                Outcome::Confirmed { .. } => format!("reload {} is confirmed", last.reload),
+            },
+            (None, None) => "there was no reload".to_owned(),
+        };
+        reply.send(&News::Refused {
+            reason: format!("there is nothing to {what}: no reload is on probation, {why}"),
+        });
     }
 
     fn outcome(&mut self, reload: u64, reply: Reply) {
@@ -599,6 +656,14 @@ impl Succession {
             build: shared.settings.build.clone(),
             phase: shared.phase.borrow().name().to_owned(),
             serving_for_ms: millis(shared.serving_for()),
+            probation: self.upstream.as_ref().and_then(|up| {
+                let ((parent, reload), left) = (up.judge()?, up.probation_left()?);
+                Some(ProbationStatus {
+                    reload,
+                    parent,
+                    left_ms: millis(left),
+                })
+            }),
             listeners: shared
                 .listeners()
                 .iter()
@@ -766,6 +831,21 @@ async fn next_of(upstream: &mut Option<ChildDriver>) -> ChildEvent {
         Some(upstream) => upstream.next().await,
         None => std::future::pending().await,
     }
+}
+
+/// A connection that was given up while this process was revoked, and arrives here when it serves again, is served
+/// on. Cancel safe.
+async fn bounce(pass: &mut Option<mpsc::UnboundedReceiver<PassRequest>>) {
+    let Some(request) = (match pass {
+        Some(pass) => pass.recv().await,
+        None => None,
+    }) else {
+        return std::future::pending().await;
+    };
+    request.returned.call(NotMoved {
+        connection: Some((request.connection, request.guard)),
+        reason: "this process serves".to_owned(),
+    });
 }
 
 /// The next event of any of them. Cancel safe.

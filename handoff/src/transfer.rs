@@ -1,8 +1,9 @@
-//! The parent's half of moving connections: what waits, what is on its way, what came back.
+//! The sending half of moving connections: what waits, what is on its way, what came back.
 //!
-//! A connection that has been sent is inert. It becomes the child's with the ack; it comes back
-//! if the child refused it by name or died without an ack; and it is dropped, served by nobody, if at
-//! the deadline a living child has not said which.
+//! They move from a parent to its child once that is confirmed, and from a child to its parent if it is revoked.
+//! A connection that has been sent is inert. It becomes the receiver's with the ack; it comes back
+//! if the receiver refused it by name or died without an ack; and it is dropped, served by nobody, if at
+//! the deadline a living receiver has not said which.
 
 use std::{collections::VecDeque, os::fd::OwnedFd, sync::Arc};
 
@@ -15,6 +16,7 @@ use crate::{
     live::ConnectionGuard,
     protocol::drain::Ledger,
     shared::{NotMoved, PassRequest, Returned, Shared},
+    state::Deltas,
     wire::{BatchAck, Inherited, InheritedAck, MAX_FDS, Message},
 };
 
@@ -84,11 +86,16 @@ pub(crate) struct Transfer {
     /// What became of channels, by generation: whether the successor has it.
     passed: Vec<(u64, bool)>,
     alone: Option<Alone>,
+    /// What the state had changed by before it was counted from anew: goes with the first rest.
+    earlier: Deltas,
+    /// To the parent, which is not waited for as older generations are.
+    is_return: bool,
     /// The application was given its time to let go.
     gave_up: bool,
 }
 
 impl Transfer {
+    /// From a parent to its child.
     pub(crate) fn new() -> Self {
         Self {
             ledger: Ledger::new(),
@@ -96,7 +103,39 @@ impl Transfer {
             channels: VecDeque::new(),
             passed: Vec::new(),
             alone: None,
+            earlier: Deltas::default(),
+            is_return: false,
             gave_up: false,
+        }
+    }
+
+    /// From a revoked child to its parent.
+    pub(crate) fn back(earlier: Deltas) -> Self {
+        Self {
+            earlier,
+            is_return: true,
+            ..Self::new()
+        }
+    }
+
+    /// Sends what waits, as far as it may; whether all is finished, passed or cut, and acknowledged.
+    pub(crate) fn turn(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
+        self.send_waiting(shared, link)?;
+        self.is_finished(shared, link)
+    }
+
+    /// The receiver is dead, and this process serves on: all is its own again, also what nobody has looked at yet.
+    pub(crate) fn dissolve(
+        mut self,
+        reason: &str,
+        pass: &mut Option<mpsc::UnboundedReceiver<PassRequest>>,
+    ) {
+        self.continue_alone(reason, true);
+        for moving in self.waiting.drain(..) {
+            moving.come_back(reason.to_owned());
+        }
+        while let Some(request) = pass.as_mut().and_then(|pass| pass.try_recv().ok()) {
+            Moving::new(request).come_back(reason.to_owned());
         }
     }
 
@@ -137,7 +176,7 @@ impl Transfer {
     }
 
     /// Sends what waits, as far as the window allows; or returns it.
-    pub(crate) fn send_waiting(&mut self, shared: &Shared, link: &mut Link) -> Result<(), String> {
+    fn send_waiting(&mut self, shared: &Shared, link: &mut Link) -> Result<(), String> {
         if let Some(alone) = &self.alone {
             let reason = match alone {
                 Alone::Gone(reason) => reason,
@@ -205,8 +244,9 @@ impl Transfer {
 
     /// The state that changed: it goes before every connection whose requests it covers. Says
     /// whether there was any.
-    fn send_rest(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
-        let deltas = shared.deltas();
+    pub(crate) fn send_rest(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
+        let mut deltas = std::mem::take(&mut self.earlier);
+        deltas.sections.extend(shared.deltas().sections);
         if deltas.is_empty() {
             return Ok(false);
         }
@@ -270,7 +310,7 @@ impl Transfer {
                 Some((_, reason)) => {
                     tracing::warn!(
                         reason,
-                        "the successor did not take a connection; it is served here"
+                        "the other generation did not take a connection; it is served here"
                     );
                     moving.come_back(reason);
                 }
@@ -289,9 +329,9 @@ impl Transfer {
         self.alone = Some(Alone::Gone(reason.to_owned()));
         for item in self.ledger.take_back() {
             match item {
-                Item::Rest => tracing::error!(
-                    "state that changed after the commit is lost with the successor"
-                ),
+                Item::Rest => {
+                    tracing::error!(reason, "state that changed after the commit is lost");
+                }
                 Item::Batch(batch) if child_is_dead => {
                     batch
                         .into_iter()
@@ -323,11 +363,11 @@ impl Transfer {
     }
 
     /// Whether all is finished, passed or cut, and acknowledged. Sends the last rest.
-    pub(crate) fn is_finished(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
+    fn is_finished(&mut self, shared: &Shared, link: &mut Link) -> Result<bool, String> {
         if self.gave_up {
             return Ok(true);
         }
-        if !shared.live.is_none() || shared.has_upstream() {
+        if !shared.live.is_none() || (shared.has_upstream() && !self.is_return) {
             return Ok(false);
         }
         if matches!(self.alone, Some(Alone::Gone(_))) {
@@ -335,6 +375,18 @@ impl Transfer {
         }
         // The state that the last connections changed, also those that were cut.
         Ok(self.ledger.is_settled() && !self.send_rest(shared, link)?)
+    }
+}
+
+/// Moves what the application gives up from its queue to the transfer. Cancel safe.
+pub(crate) async fn receive(
+    pass: &mut Option<mpsc::UnboundedReceiver<PassRequest>>,
+    transfer: &mut Option<Transfer>,
+    room: usize,
+) {
+    match (pass, transfer) {
+        (Some(pass), Some(transfer)) => transfer.receive(pass, room).await,
+        _ => std::future::pending().await,
     }
 }
 

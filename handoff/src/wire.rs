@@ -94,7 +94,7 @@ pub(crate) struct Older {
 
 /// What the parent gives a child before it boots. Descriptors, in this order: one for each
 /// listener; the lock and the control listener if there is a pidfile; the real stderr; the
-/// parent's pidfd.
+/// reading end of the pipe that is the child's stderr; the parent's pidfd.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Offer {
     /// This reload's id.
@@ -111,8 +111,10 @@ pub(crate) struct Offer {
     /// How long the parent waits for `Ready`, in milliseconds. The child's own deadlines
     /// exceed it.
     pub ready_timeout_ms: u64,
-    /// How long the parent drains before it cuts, in milliseconds.
+    /// How long the parent drains before it cuts, in milliseconds. So long has a revoked child, too.
     pub drain_timeout_ms: u64,
+    /// How long the child is on probation, in milliseconds.
+    pub probation_ms: u64,
 }
 
 /// The decision.
@@ -156,6 +158,8 @@ pub(crate) enum Health {
     Ask {
         /// Repeated in the answer.
         number: u64,
+        /// How many connections the parent has now: the child counts them among its own.
+        waiting_for: u64,
     },
     /// Child to parent.
     Answer {
@@ -164,6 +168,15 @@ pub(crate) enum Health {
         /// `None` when well.
         ill: Option<String>,
     },
+}
+
+/// How an operator ends a probation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Decision {
+    /// Now, and well.
+    Confirm,
+    /// The parent serves again.
+    Rollback,
 }
 
 /// One connection of a batch; its descriptor is at the same place in the message, after the
@@ -306,7 +319,11 @@ pub(crate) enum Message {
         /// Who still drains into the parent, the youngest first.
         older: Vec<Older>,
     },
-    /// The parent has finished.
+    /// A revoked child: what only one generation may have and do is the parent's again.
+    Yielded,
+    /// Child: an operator, who can reach only the child in probation, wants it to end.
+    Decide(Decision),
+    /// The parent, or a revoked child, has finished.
     Bye(ConnectionCounts),
     /// To an older generation, by whoever got its channel: from here on it is this process that takes
     /// what it passes on. One descriptor: the sender's pidfd.
@@ -430,6 +447,8 @@ kinds! {
     DRAINING = 20, "Draining", Message::Draining { .. },
     BYE = 21, "Bye", Message::Bye(_),
     SUCCESSOR = 22, "Successor", Message::Successor(_),
+    YIELDED = 23, "Yielded", Message::Yielded,
+    DECIDE = 24, "Decide", Message::Decide(_),
 }
 
 fn is_frozen(kind: u16) -> bool {
@@ -509,7 +528,8 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
         Message::ChannelAck(x) => codec::encode_into(x, out),
         Message::Bye(x) => codec::encode_into(x, out),
         Message::Successor(x) => codec::encode_into(x, out),
-        Message::Ready | Message::Accepting => Ok(()),
+        Message::Decide(x) => codec::encode_into(x, out),
+        Message::Ready | Message::Accepting | Message::Yielded => Ok(()),
     }
 }
 
@@ -580,6 +600,8 @@ fn decode_body(kind: u16, body: &[u8]) -> Result<Message, String> {
         }
         BYE => Message::Bye(coded(body)?),
         SUCCESSOR => Message::Successor(coded(body)?),
+        YIELDED => empty(Message::Yielded)?,
+        DECIDE => Message::Decide(coded(body)?),
         other => return Err(format!("unknown kind {other}")),
     })
 }

@@ -73,7 +73,7 @@ where
 pub(crate) async fn command(mut phase: watch::Receiver<Phase>, orders: watch::Sender<Order>) {
     loop {
         let order = match *phase.borrow_and_update() {
-            Phase::HandingOver => Order::HandOver,
+            phase if phase.gives_up() => Order::HandOver,
             Phase::Finishing => Order::LastAnswer,
             Phase::Stopping => Order::Close,
             Phase::Cut => Order::Cut,
@@ -183,11 +183,14 @@ fn come_back<S: Serve>(server: &Arc<Live<S>>, not_moved: NotMoved, info: Connect
     let Some((connection, guard)) = connection else {
         return;
     };
-    let Rested {
-        socket, carried, ..
-    } = rested(connection);
-    match Stream::from_fd(socket) {
+    let rested = rested(connection);
+    if serves(server) {
+        // Whoever was to have it has died, and this process is the one that serves.
+        return begin(server, rested, info, guard);
+    }
+    match Stream::from_fd(rested.socket) {
         Ok(stream) => spawn(server, |server| async move {
+            let carried = rested.carried;
             serve_to_its_end(&server, stream, carried, info, guard).await;
         }),
         Err(error) => {
@@ -195,6 +198,11 @@ fn come_back<S: Serve>(server: &Arc<Live<S>>, not_moved: NotMoved, info: Connect
             guard.cut(&name(&info, None));
         }
     }
+}
+
+/// Whether this process is the one that serves, so that nothing has to end here.
+pub(crate) fn serves<S>(server: &Live<S>) -> bool {
+    *server.serving.phase().borrow() == Phase::Serving
 }
 
 async fn serve_to_its_end<S: Serve>(
@@ -276,26 +284,35 @@ pub(crate) struct Http1;
 impl<S: Serve> TakeUp<S> for Http1 {
     fn take_up(&self, server: &Arc<Live<S>>, connection: Connection, guard: ConnectionGuard) {
         let info = server.info(connection.peer, server.listener(&connection.listener));
-        let rested = rested(connection);
-        if rested.carried.is_nothing() {
-            if let Some(taken) = rest(server, Dormant::new(rested, &info, guard)) {
-                spawn(server, |server| serve(server, taken));
-            }
-            return;
+        begin(server, rested(connection), info, guard);
+    }
+}
+
+/// Serves a connection that has come here: in the pool if it rests, else in a task.
+fn begin<S: Serve>(
+    server: &Arc<Live<S>>,
+    rested: Rested,
+    info: ConnectionInfo,
+    guard: ConnectionGuard,
+) {
+    if rested.carried.is_nothing() {
+        if let Some(taken) = rest(server, Dormant::new(rested, &info, guard)) {
+            spawn(server, |server| serve(server, taken));
         }
-        match Stream::from_fd(rested.socket) {
-            Ok(stream) => {
-                let taken = Taken {
-                    stream,
-                    carried: rested.carried,
-                    info,
-                    guard,
-                };
-                spawn(server, |server| serve(server, taken));
-            }
-            Err(error) => {
-                tracing::error!(%error, "a connection that was handed over cannot be served");
-            }
+        return;
+    }
+    match Stream::from_fd(rested.socket) {
+        Ok(stream) => {
+            let taken = Taken {
+                stream,
+                carried: rested.carried,
+                info,
+                guard,
+            };
+            spawn(server, |server| serve(server, taken));
+        }
+        Err(error) => {
+            tracing::error!(%error, "a connection that was handed over cannot be served");
         }
     }
 }

@@ -64,7 +64,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -272,7 +272,8 @@ impl<F> Server<F> {
         self
     }
 
-    /// A path that the service must answer with success (2xx), asked by the process itself, before it serves.
+    /// A path that the service must answer with success (2xx), asked by the process itself: before it serves, and
+    /// every 500 ms while it is on [probation](Self::probation). An answer that takes longer than 2.5 s then is none.
     pub fn probe(mut self, path: impl Into<String>) -> Self {
         self.probe = Some(path.into());
         self
@@ -287,6 +288,13 @@ impl<F> Server<F> {
     /// How long requests may take to finish once this process has been replaced or stopped. Default: 10 s.
     pub fn drain_timeout(self, timeout: Duration) -> Self {
         self.with(move |builder| builder.drain_timeout(timeout))
+    }
+
+    /// How long the next generation is on probation once it accepts: should it die meanwhile, or not answer its
+    /// [`probe`](Self::probe), this process takes over again, and gets the connections back. Zero: it is final as soon as
+    /// it accepts. Default: 1 s. The value of the process that is replaced counts.
+    pub fn probation(self, probation: Duration) -> Self {
+        self.with(move |builder| builder.probation(probation))
     }
 
     /// What to do when the parent dies without a word before the commit.
@@ -356,10 +364,14 @@ impl<F> Server<F> {
             status,
         } = self;
         let builder = builder(Builder::new(&name)).max_connections(limits.connections as u64);
+        // The service that it asks is made later.
+        let health = Arc::new(OnceLock::new());
+        let builder = builder.on_health(examine(health.clone()));
         let starting = builder.start().await?;
         let (starting, service, protocols) = build_service(starting, build).await?;
         let service = service.into_service();
         if let Some(path) = probe {
+            let _ = health.set(probe::again(service.clone(), path.clone()));
             let probed = tokio::select! {
                 probed = probe::probe(service.clone(), &path, ready_timeout) => probed,
                 reason = starting.cancelled() => return Err(StartError::Ended(reason).into()),
@@ -375,6 +387,14 @@ impl<F> Server<F> {
         }
         let serving = starting.ready().await?;
         serve(serving, service, protocols, limits, status).await
+    }
+}
+
+/// What the parent asks for while this process is on probation.
+fn examine(health: Arc<OnceLock<probe::Again>>) -> impl Fn() -> probe::Probing + Send + Sync {
+    move || match health.get() {
+        Some(again) => again(),
+        None => Box::pin(std::future::ready(Ok(()))),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The health probe: a build that cannot answer for itself does not take over.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,6 +18,23 @@ const MAX_ANSWER: u64 = 64 * 1024;
 
 /// What the service is told that the request came in by. No listener has this name: those are in lower case.
 const LISTENER: &str = "PROBE";
+
+/// How long a process that serves may take to answer: less than its parent waits for its word.
+const PATIENCE: Duration = Duration::from_millis(2500);
+
+/// One look at the health.
+pub(crate) type Probing = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// Looks again and again.
+pub(crate) type Again = Box<dyn Fn() -> Probing + Send + Sync>;
+
+/// [`probe`], to be called as often as one likes.
+pub(crate) fn again<S: Serve>(service: S, path: String) -> Again {
+    Box::new(move || {
+        let (service, path) = (service.clone(), path.clone());
+        Box::pin(async move { probe(service, &path, PATIENCE).await })
+    })
+}
 
 /// Asks `service` for `path` over a connection that exists only in memory, through all that a real
 /// request goes through.

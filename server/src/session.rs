@@ -116,6 +116,10 @@ pub(crate) async fn run<S>(
         };
         guard = back;
         end = match unpack(connection, protocol) {
+            // Whoever was to have it has died, and this process is the one that serves.
+            Ok(session) if drain::serves(server) => {
+                return Box::pin(run(server, session, info, guard)).await;
+            }
             Ok(session) => {
                 stay(
                     |orders| serve(session, &info, orders),

@@ -50,9 +50,16 @@ pub struct Start {
     env: Vec<(String, String)>,
     ulimit: Option<String>,
     user: Option<u32>,
+    probation: String,
 }
 
 impl Start {
+    /// Its children are on probation so long; a test that says nothing wants no time lost.
+    pub fn probation(mut self, time: &str) -> Self {
+        self.probation = time.to_owned();
+        self
+    }
+
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
         self
@@ -106,6 +113,7 @@ impl Start {
         let child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--pidfile"])
             .arg(dir.path().join("hello.pid"))
+            .args(["--probation", &self.probation])
             .args(&self.args)
             .envs(self.env.iter().map(|(n, v)| (n, v)))
             .current_dir(dir.path())
@@ -137,6 +145,7 @@ impl Hello {
             env: Vec::new(),
             ulimit: None,
             user: None,
+            probation: "0s".to_owned(),
         }
     }
 

@@ -153,6 +153,7 @@ fn a_status() -> Status {
         build: "hello 0.1.0 (eee)".to_owned(),
         phase: "serving".to_owned(),
         serving_for_ms: 192_000,
+        probation: None,
         listeners: vec![
             listener("http", "127.0.0.1:8321"),
             listener("http-2", "unix:/run/hello.sock"),

@@ -87,7 +87,7 @@ async fn ask<T>(
 /// How long [`reload`] waits, from its beginning.
 #[derive(Clone, Copy, Debug)]
 pub struct Waits {
-    /// For the reload to end, one way or the other.
+    /// For the reload to end, one way or the other, the probation not counted.
     pub outcome: Duration,
     /// Then, for the parent to finish what it had begun; `None` not to wait for that.
     pub drained: Option<Duration>,
@@ -128,10 +128,47 @@ pub async fn reload(
     waits: Waits,
     on_event: impl FnMut(&Event),
 ) -> Result<ReloadReport, ClientError> {
-    let deadline = Instant::now() + waits.outcome;
+    pursue(path, Request::Reload, waits, on_event).await
+}
+
+/// Ends the probation of the last reload now, and follows that reload to its end, as [`reload`] does.
+///
+/// # Errors
+///
+/// As [`reload`]. [`ClientError::Refused`]: no reload is on probation.
+pub async fn confirm(path: &Path, patience: Duration) -> Result<ReloadReport, ClientError> {
+    let waits = Waits {
+        outcome: patience,
+        drained: None,
+    };
+    pursue(path, Request::Confirm, waits, |_| {}).await
+}
+
+/// Takes the last reload back, which is on probation, and follows it to its end. It has been taken back if its outcome
+/// is [`Outcome::Failed`]; it was too late for that if it is [`Outcome::Confirmed`].
+///
+/// # Errors
+///
+/// As [`confirm`].
+pub async fn rollback(path: &Path, patience: Duration) -> Result<ReloadReport, ClientError> {
+    let waits = Waits {
+        outcome: patience,
+        drained: None,
+    };
+    pursue(path, Request::Rollback, waits, |_| {}).await
+}
+
+async fn pursue(
+    path: &Path,
+    request: Request,
+    waits: Waits,
+    on_event: impl FnMut(&Event),
+) -> Result<ReloadReport, ClientError> {
     let mut pursuit = Pursuit {
         path,
+        request,
         on_event,
+        lasts: Duration::ZERO,
         client: None,
         nobody_since: None,
         asked: false,
@@ -139,12 +176,7 @@ pub async fn reload(
         outcome: None,
         drained: None,
     };
-    let (reload, outcome) = timeout_at(deadline, pursuit.outcome())
-        .await
-        .unwrap_or(Err(ClientError::TimedOut {
-            awaited: "the reload's outcome",
-            after: waits.outcome,
-        }))?;
+    let (reload, outcome) = pursuit.outcome(waits.outcome).await?;
     if let (Outcome::Confirmed { .. }, Some(patience)) = (&outcome, waits.drained) {
         // Neither a deadline nor an error changes the outcome.
         let _ = timeout(patience, pursuit.drained()).await;
@@ -159,7 +191,11 @@ pub async fn reload(
 /// A reload that is followed from one process to the next.
 struct Pursuit<'a, F> {
     path: &'a Path,
+    /// What is asked for at first.
+    request: Request,
     on_event: F,
+    /// How long the probation is: nobody can know the outcome sooner.
+    lasts: Duration,
     client: Option<Client>,
     nobody_since: Option<Instant>,
     /// Whether the reload was asked for. That is done once, whatever happens.
@@ -170,12 +206,20 @@ struct Pursuit<'a, F> {
 }
 
 impl<F: FnMut(&Event)> Pursuit<'_, F> {
-    async fn outcome(&mut self) -> Result<(u64, Outcome), ClientError> {
+    async fn outcome(&mut self, patience: Duration) -> Result<(u64, Outcome), ClientError> {
+        let deadline = Instant::now() + patience;
         loop {
             if let (Some(reload), Some(outcome)) = (self.reload, &self.outcome) {
                 return Ok((reload, outcome.clone()));
             }
-            self.step().await?;
+            // A probation that is too long for the clock has no end.
+            let deadline = deadline.checked_add(self.lasts).unwrap_or(deadline);
+            timeout_at(deadline, self.step())
+                .await
+                .unwrap_or(Err(ClientError::TimedOut {
+                    awaited: "the reload's outcome",
+                    after: patience + self.lasts,
+                }))?;
         }
     }
 
@@ -202,7 +246,7 @@ impl<F: FnMut(&Event)> Pursuit<'_, F> {
 
     async fn connect(&mut self) -> Result<(), ClientError> {
         let request = match (self.asked, self.reload) {
-            (false, _) => Request::Reload,
+            (false, _) => self.request.clone(),
             (true, Some(reload)) => {
                 // The process that ends may still accept, once.
                 sleep(RETRY_PAUSE).await;
@@ -232,7 +276,12 @@ impl<F: FnMut(&Event)> Pursuit<'_, F> {
     fn learn(&mut self, event: Event) -> Result<(), ClientError> {
         (self.on_event)(&event);
         match event {
-            Event::Phase { reload, .. } => self.reload = Some(reload),
+            Event::Phase {
+                reload, lasts_ms, ..
+            } => {
+                self.reload = Some(reload);
+                self.lasts = Duration::from_millis(lasts_ms.unwrap_or(0)).max(self.lasts);
+            }
             Event::Reloaded { reload, outcome } => {
                 self.reload = Some(reload);
                 self.outcome = Some(outcome);

@@ -29,6 +29,11 @@ pub enum Request {
         /// The reload's id, from [`Event::Phase`].
         reload: u64,
     },
+    /// End the probation of the last reload now, and well. Answered as [`Request::Outcome`] is, after an
+    /// [`Event::Phase`] with the reload's id; [`Event::Refused`] if none is on probation.
+    Confirm,
+    /// Take the last reload back, which is on probation: the old generation serves again. Answered likewise.
+    Rollback,
     /// Stop gracefully. One [`Event::Stopping`]; the socket ends when the process does.
     Stop,
     /// All that happens, until the client goes.
@@ -117,8 +122,11 @@ pub enum Event {
         pid: Option<u32>,
         /// Since the request (or signal), in microseconds.
         at_us: u64,
+        /// How long the phase is to last, in milliseconds; only of `probation`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lasts_ms: Option<u64>,
     },
-    /// The child wrote a line to stderr before the commit.
+    /// The child wrote a line to stderr before it was confirmed.
     Stderr {
         /// The reload's id.
         reload: u64,
@@ -194,6 +202,9 @@ pub struct Status {
     pub phase: String,
     /// Since this process began to serve, in milliseconds.
     pub serving_for_ms: u64,
+    /// If this process is on probation.
+    #[serde(default)]
+    pub probation: Option<ProbationStatus>,
     /// By name.
     pub listeners: Vec<ListenerStatus>,
     /// The reload under way.
@@ -204,6 +215,17 @@ pub struct Status {
     pub draining: Vec<DrainingStatus>,
     /// What the application says of itself.
     pub application: serde_json::Value,
+}
+
+/// The probation of the process that answers, in [`Status`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbationStatus {
+    /// The reload that it came with.
+    pub reload: u64,
+    /// Who serves again should this process not do.
+    pub parent: Generation,
+    /// How long it is on probation yet, in milliseconds.
+    pub left_ms: u64,
 }
 
 /// A listener in [`Status`].

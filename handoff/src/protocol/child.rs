@@ -55,8 +55,9 @@ pub(crate) enum Event {
     Confirm,
     /// The parent serves again.
     Revoke(String),
+    /// It was revoked, and its `retired` hook has returned.
+    Retired,
     /// What had to be returned has been.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no parent revokes yet"))]
     Returned,
     /// `Abort` or `Refuse`: the reload is over, in words.
     Aborted(String),
@@ -105,10 +106,13 @@ pub(crate) enum Action {
     AnswerHealth,
     /// The parent cannot come back: the lock, the pidfile and the control socket are ours.
     Final,
-    /// Pause accepting, return rest and connections; answer with [`Event::Returned`]. Nothing is closed
-    /// that [`Action::Resume`] could not open again.
+    /// Pause accepting and the control socket, and call the `retired` hook: [`Event::Retired`]. Return rest and
+    /// connections meanwhile: [`Event::Returned`]. Nothing is closed that [`Action::Resume`] could not open
+    /// again.
     Return,
-    /// The parent to which it was to be returned has died: accept again, and keep the rest.
+    SendYielded,
+    /// The parent to which it was to be returned has died: accept again, keep the rest, and take back what was
+    /// yielded.
     Resume,
     /// Send the channel to the child; answer with [`Event::Passed`] or [`Event::NotPassed`].
     SendChannel,
@@ -399,6 +403,7 @@ impl Child {
 
     fn returning(&mut self, event: Event) -> Vec<Action> {
         match event {
+            Event::Retired => vec![Action::SendYielded],
             Event::Returned => self.exit(vec![Action::SendBye], "revoked by the parent".to_owned()),
             Event::Timer(Timer::Leave) => {
                 let reason = "revoked by the parent, and not done in time with what it had";

@@ -30,9 +30,9 @@ use super::{child, parent};
 
 /// The machines have so many states and actions, and a walk has met every one.
 const PARENT_STATES: usize = 13;
-const PARENT_ACTIONS: usize = 23;
+const PARENT_ACTIONS: usize = 25;
 const CHILD_STATES: usize = 11;
-const CHILD_ACTIONS: usize = 21;
+const CHILD_ACTIONS: usize = 22;
 
 /// What several walks have met.
 #[derive(Default)]

@@ -26,7 +26,7 @@ pub(crate) enum State {
     Probation,
     /// The probation is over, or off: `Confirm` follows the child's answer to a last question.
     Confirming,
-    /// The child was revoked: it returns what it has.
+    /// The child was revoked: it returns what it has. The parent accepts again.
     Revoking(Failure),
     /// The child was killed or told to go; its death is awaited.
     Dying(Failure),
@@ -84,6 +84,8 @@ pub(crate) enum Event {
     Refused(String),
     /// `Stop` from the child: an operator stopped it.
     Stopped(String),
+    /// `Yielded` from a revoked child: what only one generation may have and do is the parent's again.
+    Yielded,
     /// `Bye` from a revoked child.
     Returned,
     /// After `Confirm`: the child is dead, and somebody else has its end of the channel.
@@ -99,10 +101,8 @@ pub(crate) enum Event {
     /// An operator stops this process.
     Stop(String),
     /// An operator ends the probation.
-    #[cfg_attr(not(test), expect(dead_code, reason = "there is no such verb yet"))]
     ConfirmNow,
     /// An operator takes the reload back.
-    #[cfg_attr(not(test), expect(dead_code, reason = "there is no such verb yet"))]
     Rollback,
     /// `ChannelAck`: the channel of an older generation is the child's, or was refused.
     Acked,
@@ -138,7 +138,11 @@ pub(crate) enum Action {
     },
     SayDraining,
     SendBye,
+    /// Accept again, on the queue that was never closed: before the child is told to pause.
+    ResumeAccepting,
     SendRevoke(String),
+    /// Pidfile, control socket and the work of one generation are this process's again.
+    TakeBack,
     SendAbort(String),
     SendStop(String),
     /// SIGKILL by pidfd.
@@ -447,15 +451,28 @@ impl Parent {
         let failure = self.failure(reason.clone());
         let mut actions = self.cancel_all();
         self.state = State::Revoking(failure);
-        actions.extend([Action::SendRevoke(reason), Action::Start(Timer::Goodbye)]);
+        actions.extend([
+            Action::ResumeAccepting,
+            Action::SendRevoke(reason),
+            Action::Start(Timer::Leave),
+        ]);
         actions
     }
 
     /// The child returns what it has, then says `Bye` and ends.
-    fn revoking(&mut self, failure: Failure, event: Event) -> Vec<Action> {
+    fn revoking(&mut self, mut failure: Failure, event: Event) -> Vec<Action> {
+        let over = Action::Cancel(Timer::Leave);
         match event {
-            Event::Timer(Timer::Goodbye) | Event::Broken(_) => {
-                self.enter(State::Dying(failure), vec![Action::Kill])
+            Event::Yielded => {
+                failure.undo = Undo::Nothing;
+                self.enter(State::Revoking(failure), vec![Action::TakeBack])
+            }
+            Event::Returned => self.enter(
+                State::Dying(failure),
+                vec![over, Action::Start(Timer::Goodbye)],
+            ),
+            Event::Timer(Timer::Leave) | Event::Broken(_) => {
+                self.enter(State::Dying(failure), vec![over, Action::Kill])
             }
             Event::Stopped(reason) => self.stopped_by_child(reason),
             _ => vec![],
@@ -488,13 +505,16 @@ impl Parent {
                 Action::Cancel(Timer::Leave),
                 Action::Ended,
             ],
-            State::Dying(failure) | State::Revoking(failure) => {
-                vec![
-                    Action::Cancel(Timer::Goodbye),
-                    Action::Failed(failure),
-                    Action::Ended,
-                ]
-            }
+            State::Dying(failure) => vec![
+                Action::Cancel(Timer::Goodbye),
+                Action::Failed(failure),
+                Action::Ended,
+            ],
+            State::Revoking(failure) => vec![
+                Action::Cancel(Timer::Leave),
+                Action::Failed(failure),
+                Action::Ended,
+            ],
             state => {
                 self.state = state;
                 let failure = self.failure(format!("the child {how}"));
@@ -579,7 +599,8 @@ impl Parent {
             State::Committing => &[Timer::Accept],
             State::Probation => &[Timer::Probation, Timer::Heartbeat, Timer::Silence],
             State::Confirming => &[Timer::Silence, Timer::Confirm],
-            State::Revoking(_) | State::Dying(_) => &[Timer::Goodbye],
+            State::Revoking(_) => &[Timer::Leave],
+            State::Dying(_) => &[Timer::Goodbye],
             _ => &[],
         };
         timers.iter().map(|t| Action::Cancel(*t)).collect()

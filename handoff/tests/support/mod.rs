@@ -46,6 +46,8 @@ pub fn builder(dir: &Path) -> Builder {
     Builder::new("play")
         .pidfile(dir.join("pid"))
         .drain_timeout(Duration::from_secs(20))
+        // Tests that want one say so.
+        .probation(Duration::ZERO)
 }
 
 /// Runs the program.

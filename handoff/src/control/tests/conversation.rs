@@ -21,6 +21,7 @@ fn phase(name: &str) -> Event {
         phase: name.to_owned(),
         pid: Some(CHILD.pid),
         at_us: 1,
+        lasts_ms: None,
     }
 }
 

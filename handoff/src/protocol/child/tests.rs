@@ -196,6 +196,9 @@ fn revoked(promote: bool) -> Child {
 
 #[test]
 fn a_revoked_child_returns_what_it_has_and_ends() {
+    let mut child = revoked(true);
+    assert_eq!(child.on(E::Retired), [A::SendYielded]);
+    assert_eq!(child.state(), State::Returning);
     let actions = revoked(true).on(E::Returned);
     assert_eq!(actions[0], A::SendBye);
     assert!(exits(&actions));

@@ -106,6 +106,15 @@ pub(super) fn check(world: &World) -> Result<(), Broken> {
         "a revoked child accepts",
     )?;
     must(
+        world.child.state() != child::State::Returning
+            || p.accepts == Accepts::Yes
+            || !up(Who::Parent)
+            || p.ending
+            || p.told_stop,
+        Invariant::I1,
+        "a revoked child has paused, and the parent does not accept",
+    )?;
+    must(
         c.accepts != Accepts::Yes || world.child.has_taken_over(),
         Invariant::I2,
         "the child accepts, and its machine does not know",

@@ -35,6 +35,10 @@ pub(super) enum Mutant {
     ClockRunsBetweenQuestions,
     /// It takes up what a living child has not acknowledged.
     TakesBackFromTheLiving,
+    /// It takes back what only one may have before the child has let go of it.
+    TakesBackUnasked,
+    /// It accepts again when the child has yielded, not before it is told to.
+    ResumesWhenYielded,
     /// It goes on serving when the child of a stopped service dies.
     GoesOnAfterStop,
     /// A child that was stopped has crashed.
@@ -97,6 +101,17 @@ impl Mutant {
                     undo: Undo::Accepting,
                 };
                 actions.insert(0, Action::Failed(failure));
+            }
+            Some(Self::TakesBackUnasked)
+                if actions.iter().any(|a| matches!(a, Action::SendRevoke(_))) =>
+            {
+                actions.push(Action::TakeBack);
+            }
+            Some(Self::ResumesWhenYielded) => {
+                actions.retain(|a| *a != Action::ResumeAccepting);
+                if actions.contains(&Action::TakeBack) {
+                    actions.push(Action::ResumeAccepting);
+                }
             }
             Some(Self::PausesAtCommit) if actions.contains(&Action::SendCommit) => {
                 actions.push(Action::PauseAccepting);
@@ -280,6 +295,8 @@ caught! {
     the_parent_confirms_unasked: ConfirmsUnasked, Frozen => I1;
     the_clock_runs_between_questions: ClockRunsBetweenQuestions, Late => I1;
     the_parent_takes_back_from_the_living: TakesBackFromTheLiving, Faults(1) => I4;
+    the_parent_takes_back_unasked: TakesBackUnasked, Late => I3;
+    the_parent_resumes_when_the_child_has_yielded: ResumesWhenYielded, Late => I1;
     the_parent_goes_on_after_a_stop: GoesOnAfterStop, Faults(1) => Stopped;
     the_parent_takes_a_stop_for_a_crash: TakesStopForCrash, Faults(1) => Stopped;
     the_child_takes_over_when_ready: TakesOverWhenReady, Calm => I2;
@@ -292,7 +309,7 @@ caught! {
     the_child_takes_silence_for_a_death: TakesSilenceForDeath, Late => I2;
 }
 
-/// Not among them: the parent's `SendAbort` and the child's `SendRefuse`, `SendBye` and `Cancel`. Without these
+/// Not among them: the parent's `SendAbort` and the child's `SendYielded`, `SendRefuse`, `SendBye` and `Cancel`. Without these
 /// things take longer, and a reason is not told.
 #[test]
 fn every_action_is_needed() {
@@ -311,7 +328,9 @@ fn every_action_is_needed() {
         ("DrainAlone", Faults(1), Invariant::I4),
         ("SayDraining", Calm, Invariant::I7),
         ("SendBye", Calm, Invariant::Works),
+        ("ResumeAccepting", Late, Invariant::I1),
         ("SendRevoke", Late, Invariant::I1),
+        ("TakeBack", Late, Invariant::I5),
         ("SendStop", Faults(1), Invariant::Stopped),
         ("Kill", Late, Invariant::I7),
         ("Failed", Late, Invariant::I5),
@@ -346,7 +365,6 @@ fn every_action_is_needed() {
     }
 }
 
-/// Not among them: the parent's `Leave`, a net below the deadline that the whole process has when it stops.
 #[test]
 fn every_timer_is_needed() {
     use Setting::{Calm, Late};
@@ -359,6 +377,7 @@ fn every_timer_is_needed() {
         (Timer::Heartbeat, Calm),
         (Timer::Silence, Calm),
         (Timer::Goodbye, Late),
+        (Timer::Leave, Late),
     ];
     for (timer, setting) in parent {
         assert_caught(Mutant::ParentNever(timer), setting, Invariant::I7);

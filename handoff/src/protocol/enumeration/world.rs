@@ -48,6 +48,7 @@ pub(super) enum Message {
     Answer,
     Confirm,
     Revoke,
+    Yielded,
     Rest(u8),
     Conn(u8, Connection),
     RestAck(u8),
@@ -919,6 +920,7 @@ impl World {
             Message::Answer => Event::Health(bad.then(String::new)),
             Message::Refuse => Event::Refused(String::new()),
             Message::Stop => Event::Stopped(String::new()),
+            Message::Yielded => Event::Yielded,
             Message::Bye => Event::Returned,
             Message::RestAck(number) => return self.acked(number, Item::Rest, false),
             Message::ConnAck(number, refused) => return self.acked(number, Item::Conn(0), refused),
@@ -1013,8 +1015,11 @@ impl World {
         match answer {
             Answer::Snapshot => self.parent_event(parent::Event::Snapshot(result), config),
             Answer::Retired => {
-                self.p.exclusive = false;
-                self.parent_event(parent::Event::Retired, config);
+                self.process_mut(who).exclusive = false;
+                match who {
+                    Who::Parent => self.parent_event(parent::Event::Retired, config),
+                    Who::Child => self.child_event(child::Event::Retired, config),
+                }
             }
             Answer::Broken => self.broken(who, config),
             Answer::Prepared => self.child_event(child::Event::Prepared(result), config),
@@ -1245,7 +1250,13 @@ impl World {
             Action::DrainAlone { child_is_dead } => self.drain_alone(child_is_dead),
             Action::SayDraining => self.say(me, Message::Draining),
             Action::SendBye => self.say(me, Message::Bye),
+            Action::ResumeAccepting => self.p.accepts = Accepts::Yes,
             Action::SendRevoke(_) => self.say(me, Message::Revoke),
+            Action::TakeBack => {
+                self.p.exclusive = true;
+                self.p.control = true;
+                self.pidfile = Some(me);
+            }
             Action::SendAbort(_) => self.say(me, Message::Abort),
             Action::SendStop(_) => self.say(me, Message::Stop),
             Action::Kill => self.kill(Who::Child),
@@ -1314,9 +1325,19 @@ impl World {
             }
             Action::Return => {
                 self.c.accepts = Accepts::Paused;
+                self.c.control = false;
+                self.c.owe(Answer::Retired);
                 self.c.owe(Answer::Returned);
             }
-            Action::Resume => self.child_accepts(),
+            Action::SendYielded => self.say(me, Message::Yielded),
+            Action::Resume => {
+                // The hook that begins its work again ends the one that still ends it.
+                self.c.answers &= !answer_bit(Answer::Retired);
+                self.c.exclusive = true;
+                self.c.control = true;
+                self.pidfile = Some(me);
+                self.child_accepts();
+            }
             Action::SendRefuse(_) => self.say(me, Message::Refuse),
             Action::SendStop(_) => self.say(me, Message::Stop),
             Action::SendBye => self.say(me, Message::Bye),

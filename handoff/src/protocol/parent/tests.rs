@@ -241,7 +241,7 @@ fn what_comes_too_late_is_nothing() {
 }
 
 #[test]
-fn a_revoked_child_returns_and_dies_before_the_parent_accepts() {
+fn a_child_is_revoked_when_the_parent_accepts_again() {
     let ill = E::Health(Some("no database".to_owned()));
     for event in [E::Rollback, ill] {
         for confirming in [false, true] {
@@ -250,23 +250,41 @@ fn a_revoked_child_returns_and_dies_before_the_parent_accepts() {
                 parent.on(E::ConfirmNow);
             }
             let actions = parent.on(event.clone());
-            assert!(actions.iter().any(|a| matches!(a, A::SendRevoke(_))));
-            assert!(actions.contains(&A::Start(Timer::Goodbye)));
+            let place = |wanted: fn(&A) -> bool| actions.iter().position(wanted).unwrap();
+            let accepts = place(|a| *a == A::ResumeAccepting);
+            assert!(accepts < place(|a| matches!(a, A::SendRevoke(_))));
+            assert!(actions.contains(&A::Start(Timer::Leave)));
             assert_eq!(parent.on(E::Health(None)), []);
-            assert_eq!(parent.on(E::Returned), []);
-            let actions = parent.on(E::Died(why()));
-            assert_eq!(failure(&actions).unwrap().undo, Undo::Accepting);
+            for yields in [false, true] {
+                let mut parent = parent.clone();
+                if yields {
+                    assert_eq!(parent.on(E::Yielded), [A::TakeBack]);
+                }
+                let over = [A::Cancel(Timer::Leave), A::Start(Timer::Goodbye)];
+                assert_eq!(parent.on(E::Returned), over);
+                let actions = parent.on(E::Died(why()));
+                let undo = if yields {
+                    Undo::Nothing
+                } else {
+                    Undo::Accepting
+                };
+                assert_eq!(failure(&actions).unwrap().undo, undo);
+            }
         }
     }
 }
 
 #[test]
 fn a_revoked_child_that_does_not_go_is_killed() {
-    for event in [E::Timer(Timer::Goodbye), E::Broken(why())] {
+    for event in [E::Timer(Timer::Leave), E::Broken(why())] {
         let mut parent = at("probation", true);
         parent.on(E::Rollback);
-        assert_eq!(parent.on(event), [A::Kill]);
+        assert_eq!(parent.on(event), [A::Cancel(Timer::Leave), A::Kill]);
     }
+    let mut parent = at("probation", true);
+    parent.on(E::Rollback);
+    parent.on(E::Returned);
+    assert_eq!(parent.on(E::Timer(Timer::Goodbye)), [A::Kill]);
 }
 
 #[test]
