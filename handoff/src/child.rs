@@ -772,7 +772,13 @@ impl ChildDriver {
                     .map_err(|e| e.to_string())?;
             }
             Action::ParentGone { crashed } => self.parent_gone(crashed, effects),
-            Action::StopSelf(reason) => effects.push(Effect::StopSelf(reason)),
+            Action::StopSelf(reason) => {
+                // Its parent stops, too, and listens no more.
+                if let Some(lent) = self.stderr.take() {
+                    lent.adopt_with_rest();
+                }
+                effects.push(Effect::StopSelf(reason));
+            }
             Action::Exit(reason) => effects.push(Effect::Exit(reason)),
             Action::Start(timer) => self.link.timers.start(timer, self.duration(timer)),
             Action::Cancel(timer) => self.link.timers.cancel(timer),
