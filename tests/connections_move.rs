@@ -40,7 +40,16 @@ fn a_new_connection_with_nothing_read_moves() {
 
 #[test]
 fn an_idle_connection_moves_again_and_again() {
-    let hello = Hello::start();
+    idle("0");
+}
+
+#[test]
+fn after_a_probation_an_idle_connection_moves_too() {
+    idle("100ms");
+}
+
+fn idle(probation: &str) {
+    let hello = Hello::with().probation(probation).start();
     let load = Load::start(hello.address());
     let mut client = Client::connect(hello.address());
     is_plain(&client.get("/hello"), 1);
@@ -55,8 +64,8 @@ fn an_idle_connection_moves_again_and_again() {
 }
 
 /// Three parts of a head, in three generations, for each place of the first cut.
-fn heads_in_three_parts(before: impl Fn(&mut Client)) {
-    let hello = Hello::start();
+fn heads_in_three_parts(probation: &str, before: impl Fn(&mut Client)) {
+    let hello = Hello::with().probation(probation).start();
     let load = Load::start(hello.address());
     let head = request("/hello").into_bytes();
     let mut clients: Vec<(usize, usize, Client)> = (1..head.len())
@@ -88,12 +97,17 @@ fn heads_in_three_parts(before: impl Fn(&mut Client)) {
 
 #[test]
 fn half_a_first_head_moves() {
-    heads_in_three_parts(|_| {});
+    heads_in_three_parts("0", |_| {});
 }
 
 #[test]
 fn half_a_later_head_moves() {
-    heads_in_three_parts(|client| is_plain(&client.get("/hello"), 1));
+    heads_in_three_parts("0", |client| is_plain(&client.get("/hello"), 1));
+}
+
+#[test]
+fn half_a_head_that_was_read_during_the_probation_moves() {
+    heads_in_three_parts("100ms", |client| is_plain(&client.get("/hello"), 1));
 }
 
 #[test]

@@ -6,7 +6,16 @@ use support::{Hello, client::Client, load::Load};
 
 #[test]
 fn a_reload_under_traffic_loses_nothing_and_counts_exactly() {
-    let hello = Hello::start();
+    reloads("0");
+}
+
+#[test]
+fn so_it_does_with_a_probation() {
+    reloads("150ms");
+}
+
+fn reloads(probation: &str) {
+    let hello = Hello::with().probation(probation).start();
     let load = Load::start(hello.address());
     for generation in 2..=6 {
         let line = hello.reload();

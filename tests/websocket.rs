@@ -30,7 +30,16 @@ fn parts(answer: &str) -> (u64, u64, &str) {
 
 #[test]
 fn a_session_counts_on_over_twenty_reloads_while_messages_flow() {
-    let hello = Hello::start();
+    a_session_counts_on(20, "0");
+}
+
+#[test]
+fn a_session_counts_on_over_reloads_with_a_probation() {
+    a_session_counts_on(5, "100ms");
+}
+
+fn a_session_counts_on(reloads: u64, probation: &str) {
+    let hello = Hello::with().probation(probation).start();
     let load = Load::calm(hello.address());
     let stop = AtomicBool::new(false);
     let mut idle = Ws::connect(hello.address());
@@ -53,7 +62,7 @@ fn a_session_counts_on_over_twenty_reloads_while_messages_flow() {
                 })
             })
             .collect();
-        for _ in 0..20 {
+        for _ in 0..reloads {
             hello.reload();
         }
         stop.store(true, Ordering::Relaxed);
@@ -62,7 +71,7 @@ fn a_session_counts_on_over_twenty_reloads_while_messages_flow() {
             .map(|t| t.join().expect("no message was lost"))
             .sum()
     });
-    assert_eq!(idle.ask("last"), "2 21 last");
+    assert_eq!(idle.ask("last"), format!("2 {} last", reloads + 1));
     let answered = load.finish() + messages + 2;
     hello.settles();
     assert_eq!(hello.requests(), answered, "the counter is exact");

@@ -153,7 +153,7 @@ impl App {
             // Here it rests.
             let now = *phase.borrow_and_update();
             match now {
-                Phase::HandingOver if may_move => {
+                now if now.gives_up() && may_move => {
                     let Some(back) = self.hand_over(stream, session, guard).await else {
                         return;
                     };

@@ -779,7 +779,13 @@ impl ChildDriver {
                 }
                 effects.push(Effect::StopSelf(reason));
             }
-            Action::Exit(reason) => effects.push(Effect::Exit(reason)),
+            Action::Exit(reason) => {
+                if *self.shared.phase.borrow() == Phase::Returning {
+                    // Acceptors end, and so does whatever could not be returned.
+                    self.shared.set_phase(Phase::Cut);
+                }
+                effects.push(Effect::Exit(reason));
+            }
             Action::Start(timer) => self.link.timers.start(timer, self.duration(timer)),
             Action::Cancel(timer) => self.link.timers.cancel(timer),
         }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use handoff::{Orphan, state::Counter};
+use handoff::{Orphan, control::Outcome, state::Counter};
 use support::{Line, Service, eventually, meanwhile};
 use tokio::io::AsyncWriteExt;
 
@@ -73,6 +73,25 @@ fn program() {
             .on_committed(noting("committed", Duration::ZERO, false))
             .on_retired(noting("retired", retiring, says("retire with a panic")))
             .on_revoked(noting("revoked", Duration::ZERO, false))
+            .probation(if says("probation") {
+                support::LONG * 10
+            } else {
+                Duration::ZERO
+            })
+            .on_health({
+                let dir = dir.clone();
+                move || {
+                    // Whatever a test has written there.
+                    let illness = std::fs::read_to_string(dir.join("ill"));
+                    async move {
+                        match illness.as_deref() {
+                            Ok("panic") => panic!("the health hook was told to"),
+                            Ok(illness) => Err(illness.to_owned()),
+                            Err(_) => Ok(()),
+                        }
+                    }
+                }
+            })
             .on_cold_start(noting("cold-start", slow(says("start slowly"), 300), false));
         let Ok(mut starting) = server.start().await else {
             return;
@@ -184,6 +203,71 @@ fn a_hook_that_panics_has_returned() {
         service.reload();
     });
     expect(&service, &["1 committed", "1 retired", "2 committed"]);
+}
+
+/// A reload whose child is committed, and falls ill then: why it failed.
+fn falls_ill(service: &Service, committed: &[&str], illness: &str) -> String {
+    std::thread::scope(|scope| {
+        let reload = scope.spawn(|| service.try_reload(true, |_| {}));
+        expect(service, committed);
+        std::fs::write(service.dir().join("ill"), illness).expect("ill");
+        let report = reload.join().expect("a reload").expect("an outcome");
+        let Outcome::Failed { phase, reason, .. } = report.outcome else {
+            panic!("it succeeded: {}", service.log());
+        };
+        assert_eq!(phase, "probation");
+        std::fs::remove_file(service.dir().join("ill")).expect("well");
+        reason
+    })
+}
+
+#[test]
+fn a_revoked_generation_is_retired_before_its_parent_is_revoked() {
+    let service = Service::start("probation\n");
+    let pid = service.pid();
+    service.configure("probation\nretire slowly\n");
+    under_traffic(&service, |goes_on| {
+        let committed = ["1 committed", "1 retired", "2 committed"];
+        let reason = falls_ill(&service, &committed, "there is no database");
+        assert_eq!(reason, "the child is not healthy: there is no database");
+        let seen = [
+            "1 committed",
+            "1 retired",
+            "2 committed",
+            "2 retired",
+            "2 retired-returns",
+            "1 revoked",
+        ];
+        expect(&service, &seen);
+        goes_on();
+        // And again.
+        let mut seen = seen.to_vec();
+        seen.extend(["1 retired", "2 committed"]);
+        let reason = falls_ill(&service, &seen, "panic");
+        assert!(reason.contains("the health hook has panicked"), "{reason}");
+    });
+    assert_eq!(service.pid(), pid);
+    assert_eq!(service.processes().len(), 1);
+}
+
+#[test]
+fn a_revoked_generation_whose_hook_does_not_return_ends_before_its_parent_is_revoked() {
+    let service = Service::start("probation\n");
+    service.configure("probation\nretire never\n");
+    under_traffic(&service, |goes_on| {
+        let committed = ["1 committed", "1 retired", "2 committed"];
+        falls_ill(&service, &committed, "there is no database");
+        goes_on();
+    });
+    let seen = [
+        "1 committed",
+        "1 retired",
+        "2 committed",
+        "2 retired",
+        "1 revoked",
+    ];
+    expect(&service, &seen);
+    assert_eq!(service.processes().len(), 1);
 }
 
 #[cfg(feature = "failpoints")]

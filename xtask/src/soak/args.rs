@@ -65,6 +65,12 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) websocket_rate: u32,
 
+    /// How long each child is on probation (`hello serve --probation`). By default it is not: a soak is there to
+    /// move connections, and they do not move before a probation is over.
+    #[arg(long, default_value = "0s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds_always")]
+    pub(crate) probation: Duration,
+
     /// Distance of the client, in milliseconds of round trip: what it sends arrives half of it
     /// later, and it sees everything half of it late. Loopback alone hides the keep-alive race.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
@@ -124,6 +130,7 @@ impl SoakArgs {
             ),
             ("--idle-timeout", format!("{}s", MAX_DURATION.as_secs())),
             ("--header-timeout", format!("{}s", MAX_DURATION.as_secs())),
+            ("--probation", format!("{}ms", self.probation.as_millis())),
         ];
         let given = |name: &str| {
             let given = |arg: &String| arg.split('=').next() == Some(name);
@@ -228,7 +235,16 @@ mod tests {
             "--max-connections=9",
         ];
         let args = parse(&args).unwrap().serve_args();
-        assert_eq!(args[1..], ["--idle-timeout=1s", "--max-connections=9"]);
+        assert_eq!(
+            args[1..],
+            [
+                "--probation=0ms",
+                "--idle-timeout=1s",
+                "--max-connections=9"
+            ]
+        );
+        let args = parse(&["--probation", "1.5s"]).unwrap().serve_args();
+        assert!(args.contains(&"--probation=1500ms".to_owned()));
     }
 
     #[test]
