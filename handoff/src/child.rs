@@ -254,7 +254,7 @@ impl ChildDriver {
             earlier: Deltas::default(),
             serving_us: 0,
             asked: 0,
-            intake: Intake::default(),
+            intake: Intake::new("the parent"),
             inbox,
             inbox_tx,
             probation_ends: None,

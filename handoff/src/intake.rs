@@ -20,19 +20,29 @@ use crate::{
 };
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Intake {
+    /// Who sends, in words.
+    from: &'static str,
     sequence: Sequence,
     /// Connections whose acks are not written yet.
     arrived: Vec<Connection>,
 }
 
 impl Intake {
-    /// What another process has received so far.
+    pub(crate) fn new(from: &'static str) -> Self {
+        Self {
+            from,
+            sequence: Sequence::default(),
+            arrived: Vec::new(),
+        }
+    }
+
+    /// From a parent of which another process has received so much.
     pub(crate) fn after(last: u64) -> Self {
         Self {
             sequence: Sequence::after(last),
-            arrived: Vec::new(),
+            ..Self::new("the parent")
         }
     }
 
@@ -81,7 +91,8 @@ impl Intake {
                 refused = refused.len(),
                 adopted = adopted.len(),
                 reason = refused[0].1,
-                "connections stay with the other generation"
+                "connections stay with {}",
+                self.from
             );
         }
         // "I own these": said before anything is done with them.

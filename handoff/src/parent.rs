@@ -562,7 +562,7 @@ impl ParentDriver {
                     reason,
                     "revoking the child; this generation accepts again"
                 );
-                self.intake = Some(Intake::default());
+                self.intake = Some(Intake::new("the child"));
                 return self.say(&Message::Revoke(reason), vec![]);
             }
             Action::TakeBack => {

@@ -47,6 +47,18 @@ pub(crate) struct CommonArgs {
     pub(crate) out: Option<PathBuf>,
 }
 
+impl CommonArgs {
+    /// The arguments of `hello serve`: without a probation, which would only be waited for.
+    pub(crate) fn serve_args(&self) -> Vec<String> {
+        let is_given = self
+            .serve_args
+            .iter()
+            .any(|arg| arg.starts_with("--probation"));
+        let none = (!is_given).then(|| "--probation=0s".to_owned());
+        none.into_iter().chain(self.serve_args.clone()).collect()
+    }
+}
+
 /// Move N idle connections by a reload (B), and pass as many by a bare loop (A), in turns.
 ///
 /// A: real TCP connections, as many to a message as `--batch` says, over a SOCK_SEQPACKET pair to another

@@ -76,7 +76,7 @@ async fn measure(args: &LatencyArgs, cores: Cores, place: &Place, out: &Path) ->
     place.deploy(Build::A)?;
     move_to(cores.server)?;
     let log = out.join("latency-server.log");
-    let (server, status) = Server::start(place, &args.common.serve_args, &log).await?;
+    let (server, status) = Server::start(place, &args.common.serve_args(), &log).await?;
     move_to(cores.client)?;
     let mut bench = Bench {
         args,

@@ -51,7 +51,7 @@ impl<'a> Moving<'a> {
             // As long as all repetitions may take.
             "--idle-timeout=3600s".into(),
         ];
-        let serve_args = [&needed, args.common.serve_args.as_slice()].concat();
+        let serve_args = [needed.to_vec(), args.common.serve_args()].concat();
         let log = out.join("connections-server.log");
         let (server, _) = Server::start(place, &serve_args, &log).await?;
         // The memory of a child is not that of a first generation: compare like with like.
