@@ -385,8 +385,11 @@ impl<F> Server<F> {
         for protocol in &protocols {
             starting.adopt(session::kind(&**protocol));
         }
+        // Before the process is seen to serve.
+        let pool = Pool::default();
+        pool.open();
         let serving = starting.ready().await?;
-        serve(serving, service, protocols, limits, status).await
+        serve(serving, service, protocols, limits, status, pool).await
     }
 }
 
@@ -438,6 +441,7 @@ async fn serve<S: Serve>(
     protocols: Vec<Arc<dyn AnyProtocol>>,
     limits: Limits,
     status: Option<StatusReport>,
+    pool: Pool,
 ) -> Result<Report, Error> {
     let (orders_tx, orders) = watch::channel(Order::Serve);
     let config = Config {
@@ -461,7 +465,7 @@ async fn serve<S: Serve>(
         kinds,
         sessions_lost,
         listeners: serving.listeners().into_iter().map(Arc::from).collect(),
-        pool: Pool::default(),
+        pool,
     });
     pool::start(&live);
     tokio::spawn(drain::command(serving.phase(), orders_tx));

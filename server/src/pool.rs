@@ -169,8 +169,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Begins to keep connections.
-    fn open(&self) -> Option<Arc<Epoll>> {
+    /// Begins to keep connections: from now on [`Pool::admit`] takes them.
+    pub(crate) fn open(&self) -> Option<Arc<Epoll>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(io::Error::from);
         match epoll.and_then(|epoll| register(epoll, Interest::READABLE)) {
             Ok(epoll) => {
@@ -225,14 +225,14 @@ impl Pool {
     }
 }
 
-/// Opens the pool: from now on [`Pool::admit`] takes connections.
+/// Begins the work of an [open](Pool::open) pool.
 pub(crate) fn start<S: Serve>(server: &Arc<Live<S>>) {
-    let epoll = server.pool.open();
-    tokio::spawn(run(server.clone(), epoll));
+    tokio::spawn(run(server.clone()));
 }
 
 /// Keeps connections, wakes those that are to be served, and gives all up or wakes all when that is ordered.
-async fn run<S: Serve>(server: Arc<Live<S>>, mut epoll: Option<Arc<Epoll>>) {
+async fn run<S: Serve>(server: Arc<Live<S>>) {
+    let mut epoll = server.pool.rest().epoll.clone();
     let mut orders = server.orders.clone();
     loop {
         let order = *orders.borrow_and_update();
