@@ -16,7 +16,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout},
+    time::Instant,
 };
 
 use crate::{
@@ -41,16 +41,15 @@ use crate::{
     state::{Deltas, Snapshot},
     stderr::Lent,
     transfer::{self, Transfer},
-    wire::{
-        Decision, Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared, VERSIONS,
-    },
+    wire::{Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared, VERSIONS},
 };
+
+mod probation;
+
+use probation::Inner;
 
 /// How often a child on probation looks whether its parent reads its stderr.
 const STDERR_LOOK: Duration = Duration::from_millis(500);
-
-/// The longest reason for which a child is not well, in bytes.
-const MAX_ILLNESS: usize = 1024;
 
 /// What the application gets of an offer.
 #[derive(Debug)]
@@ -84,15 +83,6 @@ pub(crate) enum Effect {
     Returning,
     /// This process serves again: what the application gives up is for a successor.
     Resumed,
-}
-
-/// What comes back from a task of the driver's own.
-#[derive(Debug)]
-enum Inner {
-    /// The answer to this question after the health.
-    Health { number: u64, ill: Option<String> },
-    /// The `retired` hook of a revoked child has ended, or has had its time.
-    Retired { in_time: bool },
 }
 
 /// See the module.
@@ -300,41 +290,6 @@ impl ChildDriver {
         }
     }
 
-    /// How long this process is on probation yet; `None` if it is not.
-    pub(crate) fn probation_left(&self) -> Option<Duration> {
-        let ends = self.probation_ends?;
-        (self.machine.state() == State::Probation)
-            .then(|| ends.saturating_duration_since(Instant::now()))
-    }
-
-    /// The parent, as long as it can still come back, and the reload.
-    pub(crate) fn judge(&self) -> Option<(Generation, u64)> {
-        let parent = self.parent?;
-        (self.machine.state() == State::Probation).then_some((parent, self.reload))
-    }
-
-    /// Carries an operator's word to the parent, which decides.
-    pub(crate) fn decide(&mut self, decision: Decision) -> Result<(), String> {
-        self.say(&Message::Decide(decision), vec![])
-    }
-
-    /// What the application gives up, since [`Effect::Returning`].
-    pub(crate) fn return_by(&mut self, pass: mpsc::UnboundedReceiver<PassRequest>) {
-        self.pass = Some(pass);
-    }
-
-    /// The same, since [`Effect::Resumed`].
-    pub(crate) fn take_pass(&mut self) -> Option<mpsc::UnboundedReceiver<PassRequest>> {
-        self.pass.take()
-    }
-
-    /// Sends a signal on to the parent, which serves again.
-    pub(crate) fn forward(&self, signal: Signal) {
-        if let Err(error) = self.link.peer.signal(signal) {
-            tracing::warn!(%error, "cannot pass the signal on to the parent");
-        }
-    }
-
     /// The next event. Cancel safe.
     pub(crate) async fn next(&mut self) -> Event {
         loop {
@@ -347,6 +302,7 @@ impl ChildDriver {
                 return Event::Returned;
             }
             let room = self.transfer.as_ref().map_or(0, Transfer::room);
+            self.look_after_stderr();
             let is_lent = self.stderr.is_some() && self.machine.state() == State::Probation;
             let shared = self.shared.clone();
             tokio::select! {
@@ -364,47 +320,8 @@ impl ChildDriver {
                 () = transfer::receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
                 () = shared.live.none(), if self.transfer.is_some() => {}
                 () = tokio::time::sleep(STDERR_LOOK), if is_lent => {
-                    self.stderr.take_if(|lent| lent.is_full()).map(Lent::adopt_with_rest);
+                    self.look_after_stderr();
                 }
-            }
-        }
-    }
-
-    /// Sends what is to be returned; whether nothing is left of it, or no time.
-    fn has_returned(&mut self) -> bool {
-        let Some(transfer) = &mut self.transfer else {
-            return false;
-        };
-        let finished = transfer
-            .turn(&self.shared, &mut self.link)
-            .unwrap_or_else(|reason| {
-                // The parent hears no more, and will kill us.
-                transfer.continue_alone(&reason, false);
-                false
-            });
-        let is_over = (finished || self.is_late) && !self.is_retiring;
-        is_over && self.machine.state() == State::Returning
-    }
-
-    fn inner(&mut self, inner: Inner) -> Option<Event> {
-        match inner {
-            Inner::Health { number, ill } => {
-                if self.machine.state() == State::Probation
-                    && let Err(error) =
-                        self.say(&Message::Health(Health::Answer { number, ill }), vec![])
-                {
-                    tracing::error!(error, "cannot speak to the parent");
-                }
-                None
-            }
-            Inner::Retired { in_time } => {
-                let was_retiring = std::mem::take(&mut self.is_retiring);
-                if !in_time {
-                    tracing::error!(
-                        "the `retired` hook of this revoked generation does not return"
-                    );
-                }
-                (was_retiring && in_time).then_some(Event::Retired)
             }
         }
     }
@@ -583,15 +500,6 @@ impl ChildDriver {
         })
     }
 
-    /// An ack of the parent's, to a revoked child.
-    fn acked(&mut self, take: impl FnOnce(&mut Transfer) -> Result<(), String>) -> Option<Event> {
-        match self.transfer.as_mut().map(take) {
-            Some(Ok(())) => None,
-            Some(Err(reason)) => Some(Event::Broken(reason)),
-            None => Some(Event::Broken("an ack where nothing was sent".to_owned())),
-        }
-    }
-
     fn heard_or_broken(&mut self, take: impl FnOnce(&mut Self) -> Result<(), String>) -> Event {
         match take(self) {
             Ok(()) => Event::Heard,
@@ -699,6 +607,10 @@ impl ChildDriver {
         if is_alone && let Some(lent) = self.stderr.take() {
             // First of all: nobody reads that pipe any more.
             lent.adopt_with_rest();
+        }
+        if let (Event::Broken(reason), Some(transfer)) = (&event, &mut self.transfer) {
+            // An ack may lie behind what was not understood, and the parent may live.
+            transfer.continue_alone(reason, false);
         }
         let actions = self.machine.on(event);
         let effects = self.perform(actions);
@@ -835,102 +747,6 @@ impl ChildDriver {
             .set_older(older.map(|older| older.waiting_for).sum());
         self.shared.set_phase(Phase::Serving);
         self.shared.call(Turn::Committed);
-    }
-
-    /// By the parent's clock and words: it is the one that judges.
-    fn probation(&self) -> Duration {
-        // A parent that has died judges nobody.
-        let offer = self.offer.as_ref().filter(|_| !self.orphaned);
-        offer.map_or(Duration::ZERO, |offer| {
-            Duration::from_millis(offer.probation_ms)
-        })
-    }
-
-    fn drain_timeout(&self) -> Duration {
-        self.offer
-            .as_ref()
-            .map_or(self.shared.settings.drain_timeout, |offer| {
-                Duration::from_millis(offer.drain_timeout_ms)
-            })
-    }
-
-    /// Asks the application whether it is well, in a task of its own: one that hangs, or panics, is not.
-    fn examine(&mut self) -> Result<(), String> {
-        let number = self.asked;
-        let Some(hook) = self.shared.settings.hooks.health.clone() else {
-            let well = Health::Answer { number, ill: None };
-            return self.say(&Message::Health(well), vec![]);
-        };
-        let inbox = self.inbox_tx.clone();
-        tokio::spawn(async move {
-            let mut examination = tokio::spawn(async move { hook().await });
-            let ill = match timeout(protocol::HEALTH_TIMEOUT, &mut examination).await {
-                Ok(Ok(Ok(()))) => None,
-                Ok(Ok(Err(mut reason))) => {
-                    reason.truncate(reason.floor_char_boundary(MAX_ILLNESS));
-                    Some(reason)
-                }
-                Ok(Err(_)) => Some("the health hook has panicked".to_owned()),
-                Err(_) => {
-                    examination.abort();
-                    let limit = protocol::HEALTH_TIMEOUT;
-                    Some(format!("the health hook did not return within {limit:?}"))
-                }
-            };
-            let _ = inbox.send(Inner::Health { number, ill });
-        });
-        Ok(())
-    }
-
-    /// Revoked: what this process has goes back to its parent, which accepts already.
-    fn begin_return(&mut self, effects: &mut Vec<Effect>) {
-        tracing::warn!(
-            generation = self.shared.identity().generation,
-            connections = self.shared.live.connections(),
-            "revoked by the parent; returning what there is"
-        );
-        self.shared.live.leave();
-        self.shared.set_phase(Phase::Returning);
-        self.shared.pause_control();
-        self.is_retiring = true;
-        let retired = self.shared.call(Turn::Retired);
-        let inbox = self.inbox_tx.clone();
-        tokio::spawn(async move {
-            // A hook that panicked has ended, too.
-            let in_time = timeout(protocol::RETIRE_TIMEOUT, retired).await.is_ok();
-            let _ = inbox.send(Inner::Retired { in_time });
-        });
-        self.transfer = Some(Transfer::back(std::mem::take(&mut self.earlier)));
-        let drain = self.drain_timeout().max(protocol::MIN_DRAIN);
-        self.link.timers.start(Timer::Drain, drain);
-        effects.push(Effect::Returning);
-    }
-
-    /// The time to return things has passed: what is under way ends with this process.
-    fn cut(&mut self) {
-        let Some(transfer) = &mut self.transfer else {
-            return;
-        };
-        transfer.abandon_unacked();
-        self.shared.live.cut_all();
-        if let Err(error) = transfer.send_rest(&self.shared, &mut self.link) {
-            tracing::error!(error, "state that changed after the commit is lost");
-        }
-        self.is_late = true;
-    }
-
-    /// The parent has died while it was given everything back: what is still here is served here.
-    fn resume(&mut self, effects: &mut Vec<Effect>) {
-        self.link.timers.cancel(Timer::Drain);
-        self.is_retiring = false;
-        self.shared.live.stay();
-        self.shared.set_phase(Phase::Serving);
-        self.shared.publish_or_log();
-        self.shared.call(Turn::Revoked);
-        if let Some(transfer) = self.transfer.take() {
-            transfer.dissolve("the parent has died", &mut self.pass);
-        }
-        effects.push(Effect::Resumed);
     }
 
     fn send_channel(&mut self, effects: &mut Vec<Effect>) {

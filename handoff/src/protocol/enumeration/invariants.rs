@@ -91,6 +91,17 @@ pub(super) fn check(world: &World) -> Result<(), Broken> {
             "a connection was acknowledged and never taken up",
         )?;
     }
+    let back = &world.back;
+    must(
+        !(back.at_child == Some(Fate::Serves) && back.parent_serves),
+        Invariant::I4,
+        "both serve one connection",
+    )?;
+    must(
+        back.at_child != Some(Fate::Moved) || back.parent_took,
+        Invariant::I4,
+        "a connection was acknowledged and never taken up",
+    )?;
     let watches = matches!(
         world.parent.state(),
         parent::State::Probation | parent::State::Confirming

@@ -35,6 +35,8 @@ pub(super) enum Mutant {
     ClockRunsBetweenQuestions,
     /// It takes up what a living child has not acknowledged.
     TakesBackFromTheLiving,
+    /// It serves what a revoked child returns without a word.
+    ServesUnacknowledged,
     /// It takes back what only one may have before the child has let go of it.
     TakesBackUnasked,
     /// It accepts again when the child has yielded, not before it is told to.
@@ -54,6 +56,8 @@ pub(super) enum Mutant {
     NeverPromotes,
     /// The parent's death ends a child that was being revoked.
     RevokedGivesUp,
+    /// Revoked, it takes up what a living parent has not acknowledged.
+    TakesBackFromALivingParent,
     /// The last word of a parent that it has killed counts for nothing.
     DeposingIsDeaf,
     /// It takes over although promotion is off.
@@ -295,6 +299,8 @@ caught! {
     the_parent_confirms_unasked: ConfirmsUnasked, Frozen => I1;
     the_clock_runs_between_questions: ClockRunsBetweenQuestions, Late => I1;
     the_parent_takes_back_from_the_living: TakesBackFromTheLiving, Faults(1) => I4;
+    the_parent_serves_unacknowledged: ServesUnacknowledged, Faults(1) => I4;
+    the_child_takes_back_from_a_living_parent: TakesBackFromALivingParent, Faults(1) => I4;
     the_parent_takes_back_unasked: TakesBackUnasked, Late => I3;
     the_parent_resumes_when_the_child_has_yielded: ResumesWhenYielded, Late => I1;
     the_parent_goes_on_after_a_stop: GoesOnAfterStop, Faults(1) => Stopped;

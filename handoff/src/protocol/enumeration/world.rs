@@ -49,6 +49,9 @@ pub(super) enum Message {
     Confirm,
     Revoke,
     Yielded,
+    /// The connection that the child has accepted itself, on its way back.
+    Return,
+    ReturnAck(bool),
     Rest(u8),
     Conn(u8, Connection),
     RestAck(u8),
@@ -330,6 +333,16 @@ pub(super) struct Conn {
     pub(super) child_serves: bool,
 }
 
+/// A connection that the child has accepted itself: a revoked child returns it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Back {
+    /// `None` before it takes over, and when it is dead.
+    pub(super) at_child: Option<Fate>,
+    /// The parent has taken it up: at some time, and whether it is still alive.
+    pub(super) parent_took: bool,
+    pub(super) parent_serves: bool,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Item {
     Rest,
@@ -369,6 +382,9 @@ pub(super) struct World {
     pub(super) c: Process,
     pub(super) pidfile: Option<Who>,
     pub(super) conns: [Conn; 2],
+    pub(super) back: Back,
+    /// The parent takes what is returned: since `Revoke`.
+    takes_in: bool,
     pub(super) transfer: Option<Transfer>,
     sequence: Sequence,
     /// Faults that have happened, by their bits.
@@ -410,6 +426,8 @@ pub(super) enum Step {
     /// The SIGKILL arrives, or the exit is complete.
     Dies(Who),
     Thaws(Who),
+    /// The revoked child returns its connection.
+    Returns,
     /// The parent passes on what changed, and its next connection.
     Passes,
     /// The parent has answered a connection and closes it.
@@ -456,6 +474,8 @@ impl World {
             c: Process::new(false),
             pidfile: Some(Who::Parent),
             conns: [conn; 2],
+            back: Back::default(),
+            takes_in: false,
             transfer: None,
             sequence: Sequence::default(),
             spent: 0,
@@ -590,6 +610,12 @@ impl World {
         }
         if who == Who::Parent {
             self.drain_steps(steps);
+        } else if self.child.state() == child::State::Returning
+            && self.back.at_child == Some(Fate::Serves)
+            && !process.deaf
+            && !process.told_closed
+        {
+            steps.push(Step::Returns);
         }
     }
 
@@ -758,6 +784,10 @@ impl World {
                 self.die(who);
             }
             Step::Thaws(who) => self.process_mut(who).frozen = false,
+            Step::Returns => {
+                self.back.at_child = Some(Fate::Inert);
+                self.say(Who::Child, Message::Return);
+            }
             Step::Passes => self.pass(),
             Step::Finishes(place) => self.conns[place].at_parent = Fate::Finished,
             Step::PassesLastRest => {
@@ -884,15 +914,45 @@ impl World {
             process.queue.clear();
             return self.broken(who, config);
         }
-        match who {
-            Who::Parent => {
+        match (who, message) {
+            (Who::Parent, Message::Return) if self.takes_in => self.take_in(bad, config),
+            (Who::Child, Message::ReturnAck(refused)) => {
+                self.back.at_child = Some(if refused { Fate::Serves } else { Fate::Moved });
+            }
+            (Who::Parent, message) => {
                 if let Some(event) = self.parent_hears(message, bad) {
                     self.parent_event(event, config);
                 }
             }
-            Who::Child => {
+            (Who::Child, message) => {
                 let event = self.child_hears(message, bad);
                 self.child_event(event, config);
+            }
+        }
+    }
+
+    /// "I own it": said before anything is done with it.
+    fn take_in(&mut self, bad: bool, config: &Config) {
+        let is_unsaid = self.p.mute;
+        if !config.is(Mutant::ServesUnacknowledged) {
+            self.say(Who::Parent, Message::ReturnAck(bad));
+            if is_unsaid {
+                return;
+            }
+        }
+        self.back.parent_took |= !bad;
+        self.back.parent_serves |= !bad;
+    }
+
+    /// What was sent and not acknowledged is the child's again.
+    fn take_back(&mut self) {
+        if self.back.at_child == Some(Fate::Inert) {
+            self.back.at_child = Some(Fate::Serves);
+            if self.back.parent_took {
+                self.wrong = Some((
+                    Invariant::I4,
+                    "the child takes up a connection that its parent has served",
+                ));
             }
         }
     }
@@ -1055,6 +1115,15 @@ impl World {
         // An orphan that cannot: nobody else is there.
         let alone = self.p.is_dead() || (self.p.frozen && !config.thaws);
         self.excused |= alone && is_inability(&event) && !self.read_commit;
+        let is_broken = matches!(event, child::Event::Broken(_));
+        if event == child::Event::ParentDied
+            || (is_broken && config.is(Mutant::TakesBackFromALivingParent))
+        {
+            self.take_back();
+        } else if is_broken && self.back.at_child == Some(Fate::Inert) {
+            // The ack may lie behind what was not understood.
+            self.back.at_child = Some(Fate::Lost);
+        }
         let actions = Mutant::child(config.mutant, self, event);
         self.c.told_stop |= stop;
         self.child_todo.extend(actions);
@@ -1139,6 +1208,8 @@ impl World {
             Who::Parent => {
                 self.parent_todo.clear();
                 self.parent.end();
+                self.back.parent_serves = false;
+                self.takes_in = false;
                 self.transfer = None;
                 (self.heard_accepting, self.said_confirm, self.released) = (false, false, false);
                 for conn in &mut self.conns {
@@ -1151,6 +1222,8 @@ impl World {
                 self.child_todo.clear();
                 self.child.end();
                 self.sequence = Sequence::default();
+                self.back.at_child = None;
+                self.back.parent_took = false;
                 (self.read_commit, self.is_final, self.parent_crashed) = (false, false, None);
                 self.conns
                     .iter_mut()
@@ -1251,7 +1324,10 @@ impl World {
             Action::SayDraining => self.say(me, Message::Draining),
             Action::SendBye => self.say(me, Message::Bye),
             Action::ResumeAccepting => self.p.accepts = Accepts::Yes,
-            Action::SendRevoke(_) => self.say(me, Message::Revoke),
+            Action::SendRevoke(_) => {
+                self.takes_in = true;
+                self.say(me, Message::Revoke);
+            }
             Action::TakeBack => {
                 self.p.exclusive = true;
                 self.p.control = true;
@@ -1315,6 +1391,7 @@ impl World {
                 self.pidfile = Some(me);
                 self.c.control = true;
                 self.c.exclusive = true;
+                self.back.at_child = Some(Fate::Serves);
                 self.child_accepts();
             }
             Action::SendAccepting => self.say(me, Message::Accepting),
