@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use handoff::control::message::{DrainingStatus, ListenerStatus, ReloadStatus};
+use handoff::control::message::{DrainingStatus, ListenerStatus, ProbationStatus, ReloadStatus};
 use serde_json::json;
 
 use super::*;
@@ -216,6 +216,25 @@ fn a_status_tells_all_that_goes_on() {
          draining\n  \
          generation 3, pid 811, waits for 1 connection\n    \
          127.0.0.1:4711 POST /upload"
+    );
+}
+
+#[test]
+fn a_status_tells_of_a_probation() {
+    let probation = Some(ProbationStatus {
+        reload: 7,
+        parent: FROM,
+        left_ms: 2_300,
+    });
+    let text = status(&Status {
+        probation,
+        ..a_status()
+    });
+    assert!(
+        text.ends_with(
+            "on probation\n  reload 7, 2.3 s left; until then generation 3, pid 811, can serve again"
+        ),
+        "{text}"
     );
 }
 

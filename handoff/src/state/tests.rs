@@ -336,6 +336,26 @@ fn what_was_absorbed_is_passed_on() {
 /// 256 MiB, or as many as `HANDOFF_TEST_STATE_MIB` says.
 #[test]
 fn a_large_state_passes_without_a_second_copy() {
+    // In a process of its own: what other tests use is not measured.
+    const ALONE: &str = "HANDOFF_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        let exe = std::env::current_exe().expect("this executable");
+        let name = "state::tests::a_large_state_passes_without_a_second_copy";
+        let output = std::process::Command::new(exe)
+            .args(["--exact", "--nocapture", name])
+            .env(ALONE, "1")
+            .output()
+            .expect("run");
+        let words = String::from_utf8_lossy(&output.stdout);
+        assert!(words.contains("anonymous memory"), "{words}");
+        print!("{words}");
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
     struct Big(u32);
     impl Section for Big {
         fn name(&self) -> &str {

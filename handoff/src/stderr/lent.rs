@@ -51,7 +51,7 @@ impl Lent {
     }
 
     /// Never waits: the parent has made the reading end non-blocking.
-    fn rest(&self) -> Vec<u8> {
+    pub(super) fn rest(&self) -> Vec<u8> {
         let mut rest = Vec::new();
         let Ok(pipe) = super::dup(&self.pipe) else {
             return rest;

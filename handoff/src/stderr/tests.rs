@@ -189,3 +189,35 @@ fn all_captures_share_one_thread_for_stderr() {
     );
     assert!(Arc::ptr_eq(&a.lost, &b.lost));
 }
+
+/// Fills the pipe up to its size, or to what was asked for.
+fn fill(child: &mut File, bytes: usize) {
+    child.write_all(&vec![b'x'; bytes]).expect("write");
+}
+
+#[tokio::test]
+async fn a_child_sees_that_nobody_reads_what_it_writes() {
+    let mut s = setup();
+    let (_real_reader, real) = io::pipe().expect("pipe");
+    let lent = Lent::new(real.into(), s.capture.reader().expect("reader"));
+    fill(&mut s.child, 31 << 10);
+    assert!(!lent.is_full());
+    // More than a pipe holds by default: it was made larger, and this does not wait.
+    fill(&mut s.child, 100 << 10);
+    assert!(lent.is_full());
+}
+
+#[tokio::test]
+async fn a_pipe_whose_parent_is_dead_has_a_reader_and_loses_nothing() {
+    let mut s = setup();
+    let (_real_reader, real) = io::pipe().expect("pipe");
+    let lent = Lent::new(real.into(), s.capture.reader().expect("reader"));
+    s.child.write_all(b"unread, ").expect("write");
+    drop(s.capture);
+    s.child
+        .write_all(b"and written to nobody")
+        .expect("the child itself is a reader");
+    assert_eq!(lent.rest(), b"unread, and written to nobody");
+    drop(lent);
+    s.child.write_all(b"x").expect_err("now there is none");
+}
