@@ -559,6 +559,9 @@ impl ChildDriver {
         self.parent = Some(offer.parent);
         self.reload = offer.reload;
         self.older.clone_from(&offer.older);
+        if let Some(last) = &offer.last_reload {
+            self.shared.news.remember(last);
+        }
         self.offer = Some(offer);
         Ok(())
     }

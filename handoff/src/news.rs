@@ -69,6 +69,23 @@ impl News {
         true
     }
 
+    /// What the next generation is to know of the last reload. Without the child's last words: who watched has them.
+    pub(crate) fn memory(&self) -> Option<Vec<u8>> {
+        let mut last = self.last()?;
+        if let Outcome::Failed { stderr, .. } = &mut last.outcome {
+            stderr.clear();
+        }
+        serde_json::to_vec(&last).ok()
+    }
+
+    /// [`memory`](Self::memory), in the next generation. What it cannot read, of another version, it does not know.
+    pub(crate) fn remember(&self, memory: &[u8]) {
+        match serde_json::from_slice(memory) {
+            Ok(last) => self.lock().last = Some(last),
+            Err(error) => tracing::debug!(%error, "what became of the last reload"),
+        }
+    }
+
     pub(crate) fn last(&self) -> Option<LastReload> {
         self.lock().last.clone()
     }

@@ -688,6 +688,7 @@ impl ParentDriver {
             ready_timeout_ms: millis(shared.settings.ready_timeout),
             drain_timeout_ms: millis(shared.settings.drain_timeout),
             probation_ms: millis(shared.settings.probation),
+            last_reload: shared.news.memory(),
         };
         self.say(&Message::Offer(offer), fds)
     }

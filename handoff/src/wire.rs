@@ -115,6 +115,9 @@ pub(crate) struct Offer {
     pub drain_timeout_ms: u64,
     /// How long the child is on probation, in milliseconds.
     pub probation_ms: u64,
+    /// What became of the reload before this one, as `status` says it (JSON): whoever still wants to know will ask the
+    /// child, which has the control socket.
+    pub last_reload: Option<Vec<u8>>,
 }
 
 /// The decision.
