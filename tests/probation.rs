@@ -147,6 +147,31 @@ fn a_rollback_returns_connections_and_the_count() {
 }
 
 #[test]
+fn what_does_not_end_in_time_is_cut_and_the_rest_returns() {
+    let hello = Hello::with()
+        .probation(LONG_PROBATION)
+        .arg("--drain-timeout")
+        .arg("700ms")
+        .start();
+    let load = Load::calm(hello.address());
+    let reload = OnProbation::begin(&hello);
+    let mut new = client_of(&hello, 2);
+    let mut slow = Client::connect(hello.address());
+    slow.send("GET /slow?ms=50000 HTTP/1.1\r\nhost: test\r\n\r\n");
+    slow.until_read();
+    reload.roll_back(&hello);
+    assert!(slow.try_answer().ok().flatten().is_none(), "it was cut");
+    assert_eq!(new.get("/hello").generation(), 1);
+    load.goes_on();
+    let answered = load.finish();
+    assert_eq!(hello.requests(), answered + 2);
+    let log = hello.log();
+    let returned = log.lines().find(|line| line.contains("has returned"));
+    assert!(returned.is_some_and(|line| line.contains("cut=1")), "{log}");
+    assert_eq!(hello.at_rest().generation, 1);
+}
+
+#[test]
 fn a_child_that_is_killed_loses_what_it_owned_and_nothing_else() {
     let hello = on_long_probation();
     let mut old = client_of(&hello, 1);

@@ -231,7 +231,7 @@ pub(crate) enum LogFormat {
 /// The running process starts the program from the path that it was started from, and gives it the
 /// listening sockets and the state. It serves all the while, until the new process has proved that it
 /// can; and it stays ready to take over again while the new one serves on probation (see `hello serve --help`). What the
-/// new process writes to stderr until then is shown.
+/// new process writes to stderr until it serves is shown; and its last lines, if it fails later.
 ///
 /// On success one line says how long it took, once the old process has finished what it had begun.
 /// On failure the reason is shown, and the old process serves on.

@@ -74,6 +74,8 @@ impl<W: Write> Progress<W> {
                 });
                 self.draw();
             }
+            // The log of a process that serves is no news, unless it fails: then its last words are shown.
+            Event::Stderr { .. } if self.is_serving() => {}
             Event::Stderr { line, .. } => {
                 self.child_said(line);
                 if self.shown.len() == MAX_SHOWN {
@@ -84,6 +86,12 @@ impl<W: Write> Progress<W> {
             }
             _ => {}
         }
+    }
+
+    fn is_serving(&self) -> bool {
+        self.phase
+            .as_ref()
+            .is_some_and(|phase| phase.name == "probation")
     }
 
     /// The child's last words, as far as they were not shown as they came: a child that says more than can be
@@ -165,6 +173,28 @@ mod tests {
     #[test]
     fn a_log_file_has_the_childs_words_only() {
         assert_eq!(shown(false), "child: warming up\n");
+    }
+
+    #[test]
+    fn what_a_child_says_on_probation_is_shown_if_it_fails() {
+        let mut progress = Progress::new(Vec::new(), false);
+        let [booting, line] = events();
+        progress.learn(&booting);
+        progress.learn(&line);
+        progress.learn(&Event::Phase {
+            reload: 7,
+            phase: "probation".to_owned(),
+            pid: Some(857),
+            at_us: 80_000_000,
+            lasts_ms: Some(1_000),
+        });
+        progress.learn(&Event::Stderr {
+            reload: 7,
+            line: "no such table".to_owned(),
+        });
+        assert_eq!(progress.out, b"child: warming up\n");
+        progress.last_words(&["warming up".to_owned(), "no such table".to_owned()]);
+        assert_eq!(progress.out, b"child: warming up\nchild: no such table\n");
     }
 
     #[test]
