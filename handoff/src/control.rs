@@ -38,6 +38,8 @@ pub use client::{Client, ClientError, ConnectError};
 pub use conversation::{Drained, ReloadReport, Waits, confirm, reload, rollback, status, stop};
 pub use message::{Event, Outcome, Request, Status};
 pub use outbox::Reply;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use server::read_line;
 pub use server::{Incoming, Peer, Server};
 
 /// Clients at once; one more is told so and closed.

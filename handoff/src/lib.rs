@@ -30,6 +30,9 @@ mod codec;
 mod connections;
 pub mod control;
 mod failpoint;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod intake;
 mod link;
 pub mod listeners;

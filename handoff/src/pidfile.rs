@@ -436,6 +436,12 @@ fn read_pid(pidfile: &Path) -> Result<u32, NoPid> {
     parse_pid(text.trim_ascii())
 }
 
+/// As the reader of a file with these bytes sees them.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn pid_in(bytes: &[u8]) -> Option<u32> {
+    parse_pid(bytes.trim_ascii()).ok()
+}
+
 fn parse_pid(text: &[u8]) -> Result<u32, NoPid> {
     if text.is_empty() {
         return Err(NoPid::Invalid("it is empty"));

@@ -648,3 +648,6 @@ fn get_hello(body: &[u8]) -> Result<Hello, String> {
     }
     Ok(hello)
 }
+
+#[cfg(test)]
+mod golden;

@@ -44,6 +44,9 @@ mod dormant;
 mod drain;
 mod exchange;
 mod farewell;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod io;
 mod kinds;
 mod life;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod fuzz;
 mod report;
 mod soak;
 
@@ -23,6 +24,7 @@ enum Task {
     /// Make a page to look at from one or several runs of the soak.
     Report(report::ReportArgs),
     Bench(bench::BenchArgs),
+    Fuzz(fuzz::FuzzArgs),
 }
 
 fn main() -> ExitCode {
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
         Task::Soak(args) => soak::run(args),
         Task::Report(args) => report::run(&args),
         Task::Bench(args) => bench::run(args),
+        Task::Fuzz(args) => fuzz::run(args),
     };
     outcome.unwrap_or_else(|err| {
         eprintln!("error: {err:#}");

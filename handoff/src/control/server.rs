@@ -10,7 +10,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -307,7 +307,8 @@ impl Conversation {
     }
 }
 
-async fn read_line(from: &mut OwnedReadHalf) -> Result<Vec<u8>, String> {
+/// Up to the first line end, which is not part of it.
+pub(crate) async fn read_line(from: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, String> {
     let mut line = Vec::with_capacity(256);
     loop {
         let room = MAX_REQUEST_LEN - line.len();
