@@ -20,6 +20,7 @@ pub(crate) struct BenchArgs {
 pub(crate) enum Measurement {
     Connections(ConnectionsArgs),
     Latency(LatencyArgs),
+    Reload(ReloadArgs),
     /// A's sending process.
     #[command(hide = true)]
     BareSender(BareArgs),
@@ -32,7 +33,7 @@ pub(crate) enum Measurement {
 }
 
 /// Where `hello` comes from, and where the figures go.
-#[derive(Clone, Debug, Args, Serialize)]
+#[derive(Clone, Debug, Default, Args, Serialize)]
 pub(crate) struct CommonArgs {
     /// A binary to measure, instead of building one.
     #[arg(long, value_name = "PATH")]
@@ -110,6 +111,20 @@ pub(crate) struct LatencyArgs {
     /// Keep-alive connections that carry them.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) connections: u32,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// A reload by phase (C), beside `hello --version` (A) and a first start (B), in turns.
+///
+/// A: starting and ending the binary. B: from the start of `hello serve` to its first answer. C: from the start of
+/// `hello reload` to the first answer of the new generation, to within 0.2 ms and the time of one request.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct ReloadArgs {
+    /// How often A, B and C take turns.
+    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
 
     #[command(flatten)]
     pub(crate) common: CommonArgs,

@@ -5,6 +5,7 @@
 //! - [`args`]: what can be asked for;
 //! - [`connections`]: moving N idle connections, beside a bare loop that passes as many descriptors;
 //! - [`latency`]: requests in windows with a reload, beside windows without;
+//! - [`reload`]: a reload by phase, beside starting the same binary;
 //! - [`stats`]: samples, medians, ratios; [`report`]: the table and the JSON;
 //! - [`crowd`] (many connections at once), [`limits`] (whether the machine lets us), [`affinity`] (who runs where).
 //!
@@ -22,6 +23,7 @@ mod connections;
 mod crowd;
 mod latency;
 mod limits;
+mod reload;
 mod report;
 mod stats;
 
@@ -33,6 +35,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode> {
     match args.measurement {
         Measurement::Connections(args) => connections::run(&args)?,
         Measurement::Latency(args) => latency::run(&args)?,
+        Measurement::Reload(args) => reload::run(&args)?,
         Measurement::BareSender(args) => connections::bare::sender(&args)?,
         Measurement::BareClients(args) => connections::bare::clients(&args)?,
         Measurement::BareReceiver => connections::bare::receiver()?,

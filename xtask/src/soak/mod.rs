@@ -67,7 +67,7 @@ use idle::Idle;
 pub(crate) use latency::Latency;
 use latency::ms;
 pub(crate) use load::Load;
-pub(crate) use reloaded::Reloaded;
+pub(crate) use reloaded::{Phase, Reloaded};
 use reloads::Run;
 pub(crate) use report::align;
 use results::{FORMAT, Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
