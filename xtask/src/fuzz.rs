@@ -105,7 +105,14 @@ pub(crate) fn run(args: FuzzArgs) -> Result<ExitCode> {
 fn build(out: &Path) -> Result<PathBuf> {
     let triple = host()?;
     let status = Command::new("cargo")
-        .args(["build", "--release", "--locked", "--bins", "--target", &triple])
+        .args([
+            "build",
+            "--release",
+            "--locked",
+            "--bins",
+            "--target",
+            &triple,
+        ])
         .current_dir(workspace_root().join("fuzz"))
         .env("CARGO_TARGET_DIR", out)
         .env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\u{1f}"))

@@ -104,6 +104,8 @@ fn offer() -> Offer {
         older: older(),
         ready_timeout_ms: 30_000,
         drain_timeout_ms: 10_000,
+        probation_ms: 1_000,
+        last_reload: Some(b"{}".to_vec()),
     }
 }
 
@@ -220,7 +222,14 @@ fn samples() -> Vec<(&'static str, Message, usize)> {
         ("Commit", Message::Commit(commit(changes())), 0),
         ("Commit-sealed", Message::Commit(commit(big)), 1),
         ("Accepting", Message::Accepting, 0),
-        ("Health-ask", Message::Health(Health::Ask { number: 8 }), 0),
+        (
+            "Health-ask",
+            Message::Health(Health::Ask {
+                number: 8,
+                waiting_for: 9,
+            }),
+            0,
+        ),
         ("Health-answer", Message::Health(answer), 0),
         ("Confirm", Message::Confirm { serving_us: 4574 }, 0),
         ("Revoke", Message::Revoke(words()), 0),
@@ -234,6 +243,9 @@ fn samples() -> Vec<(&'static str, Message, usize)> {
         ("Draining", draining, 0),
         ("Bye", Message::Bye(counts()), 0),
         ("Successor", Message::Successor(generation()), 1),
+        ("Yielded", Message::Yielded, 0),
+        ("Decide-confirm", Message::Decide(Decision::Confirm), 0),
+        ("Decide-rollback", Message::Decide(Decision::Rollback), 0),
     ]
 }
 

@@ -293,11 +293,12 @@ async fn a_session_that_cannot_be_opened_again_loses_what_is_due() {
     // Room for one connection: the next attempt fails while the book holds the first open.
     client.max_open = 1;
     let client = Arc::new(client);
-    let messages = Messages::start(&client, 1, 100).await.unwrap();
-    connections.recv().await.unwrap();
+    // The session is open; its first message, which ends it, is due in 50 ms.
+    let messages = Messages::start(&client, 1, 20).await.unwrap();
     client
         .open
         .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    connections.recv().await.unwrap();
     world.ended(5).await;
     let sessions = messages.finish().await.unwrap();
     let account = world.account();
