@@ -71,7 +71,7 @@ impl OnProbation {
 fn failed(output: &Output, reason: &str) {
     let words = text(output);
     assert_eq!(output.status.code(), Some(1), "{words}");
-    assert!(words.contains("failed while probation: "), "{words}");
+    assert!(words.contains("failed on probation: "), "{words}");
     assert!(words.contains(reason), "{words}");
     assert!(words.contains("serves on"), "{words}");
 }

@@ -138,7 +138,15 @@ fn changed_listeners(changes: &ListenerChanges) -> String {
 
 /// A failed reload's first line.
 pub(crate) fn failed(reload: u64, phase: &str, reason: &str) -> String {
-    format!("reload {reload} failed while {phase}: {reason}")
+    format!("reload {reload} failed {}: {reason}", at(phase))
+}
+
+/// When a reload failed.
+fn at(phase: &str) -> String {
+    match phase {
+        "probation" => "on probation".to_owned(),
+        phase => format!("while {phase}"),
+    }
 }
 
 /// Its last line: the good news, if it is.
@@ -242,7 +250,7 @@ fn last_reload(last: &LastReload) -> String {
             )
         }
         Outcome::Failed { phase, reason, .. } => {
-            format!("{}: failed while {phase}: {reason}", last.reload)
+            format!("{}: failed {}: {reason}", last.reload, at(phase))
         }
         _ => format!(
             "{}: ended in a way that this version does not know",

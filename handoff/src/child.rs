@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     changes,
-    channel::Position,
+    channel::{Position, Received},
     control::{
         self, Outcome,
         message::{ConnectionCounts, Generation, ListenerChanges},
@@ -38,7 +38,7 @@ use crate::{
         child::{Action, Child, Event, State},
     },
     shared::{PassRequest, Phase, Shared, Turn},
-    state::{Deltas, Snapshot},
+    state::{Deltas, Manifest, Snapshot},
     stderr::Lent,
     transfer::{self, Transfer},
     wire::{Health, Hello, Inherited, InheritedAck, Message, Offer, Older, Prepared, VERSIONS},
@@ -406,23 +406,15 @@ impl ChildDriver {
             }
         };
         self.heard_at = Instant::now();
+        self.message(received)
+    }
+
+    /// What the parent said, as the machine knows it.
+    fn message(&mut self, received: Received) -> Option<Event> {
         let (fds, missing) = (received.fds, received.missing);
         Some(match received.message {
             Message::Offer(offer) => Event::Offer(self.take_offer(offer, fds, missing)),
-            Message::State(manifest) => {
-                let fd = if fds.len() == 1 {
-                    fds.into_iter().next()
-                } else {
-                    None
-                };
-                let opened =
-                    fd.ok_or_else(|| "the state came without its one descriptor".to_owned());
-                Event::State(opened.and_then(|fd| {
-                    self.snapshot =
-                        Some(Snapshot::open(manifest, fd).map_err(|e| crate::words(&e))?);
-                    Ok(())
-                }))
-            }
+            Message::State(manifest) => Event::State(self.take_state(manifest, fds)),
             Message::Commit(commit) => match changes::unpack(commit.changes, fds) {
                 Ok(deltas) => {
                     self.changes = deltas;
@@ -485,19 +477,31 @@ impl ChildDriver {
                 Event::Heard
             }
             Message::Bye(counts) => {
-                tracing::info!(
-                    reload = self.reload,
-                    parent = self.parent.map(|parent| parent.pid),
-                    moved = counts.moved,
-                    drained = counts.drained,
-                    cut = counts.cut,
-                    "the parent has finished"
-                );
-                self.shared.news.drained(self.reload, 0, counts);
+                self.parent_has_finished(counts);
                 Event::Bye
             }
             other => Event::Broken(format!("the parent said {other}")),
         })
+    }
+
+    fn take_state(&mut self, manifest: Manifest, fds: Vec<OwnedFd>) -> Result<(), String> {
+        let [fd] = <[OwnedFd; 1]>::try_from(fds)
+            .map_err(|_| "the state came without its one descriptor".to_owned())?;
+        let snapshot = Snapshot::open(manifest, fd).map_err(|e| crate::words(&e))?;
+        self.snapshot = Some(snapshot);
+        Ok(())
+    }
+
+    fn parent_has_finished(&self, counts: ConnectionCounts) {
+        tracing::info!(
+            reload = self.reload,
+            parent = self.parent.map(|parent| parent.pid),
+            moved = counts.moved,
+            drained = counts.drained,
+            cut = counts.cut,
+            "the parent has finished"
+        );
+        self.shared.news.drained(self.reload, 0, counts);
     }
 
     fn heard_or_broken(&mut self, take: impl FnOnce(&mut Self) -> Result<(), String>) -> Event {

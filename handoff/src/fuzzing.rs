@@ -67,7 +67,9 @@ pub fn wire(data: &[u8]) {
 
 fn framed(rest: &[u8]) -> Vec<u8> {
     let (&kind, body) = rest.split_first().unwrap_or((&0, rest));
-    let kind = u16::from(kind % 24);
+    // Each that there is, and 0, which is none.
+    let kinds = (1..).take_while(|kind| wire::name_of(*kind).is_some());
+    let kind = u16::from(kind) % (kinds.count() as u16 + 1);
     let mut record = Vec::with_capacity(HEADER_LEN + body.len());
     record.extend(b"HOFF");
     record.extend(u16::from(kind > 4).to_le_bytes());

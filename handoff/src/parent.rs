@@ -331,6 +331,11 @@ impl ParentDriver {
                 return Some(Event::Timer(timer));
             }
         };
+        self.message(received)
+    }
+
+    /// What the child said, as the machine knows it.
+    fn message(&mut self, received: Received) -> Option<Event> {
         if let Message::Successor(successor) = received.message {
             return Some(
                 match self.succeed(successor, received.fds, received.missing) {
@@ -350,7 +355,12 @@ impl ParentDriver {
                 received.message
             )));
         }
-        let acked = match received.message {
+        self.word(received.message)
+    }
+
+    /// What it said without descriptors.
+    fn word(&mut self, message: Message) -> Option<Event> {
+        let acked = match message {
             Message::Hello(hello) => {
                 let version = hello.choose(&VERSIONS).ok_or_else(|| {
                     format!(

@@ -421,7 +421,7 @@ macro_rules! kinds {
                 match self { $($pattern => ($name, $label),)* }
             }
         }
-        fn name_of(kind: u16) -> Option<&'static str> {
+        pub(crate) fn name_of(kind: u16) -> Option<&'static str> {
             match kind { $($number => Some($label),)* _ => None }
         }
     };
