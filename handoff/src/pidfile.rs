@@ -415,6 +415,11 @@ enum NoPid {
 }
 
 fn read_pid(pidfile: &Path) -> Result<u32, NoPid> {
+    read_pid_and_owner(pidfile).map(|(pid, _)| pid)
+}
+
+/// With the user whose file it is.
+fn read_pid_and_owner(pidfile: &Path) -> Result<(u32, u32), NoPid> {
     let mut options = OpenOptions::new();
     options
         .read(true)
@@ -426,14 +431,15 @@ fn read_pid(pidfile: &Path) -> Result<u32, NoPid> {
             Some(libc::ELOOP) => NoPid::Invalid("it is a symlink: name the file itself"),
             _ => NoPid::Io(error),
         })?;
-    if !file.metadata().map_err(NoPid::Io)?.is_file() {
+    let found = file.metadata().map_err(NoPid::Io)?;
+    if !found.is_file() {
         return Err(NoPid::Invalid("it is not a regular file"));
     }
     let mut text = Vec::new();
     file.take(MAX_PIDFILE_BYTES)
         .read_to_end(&mut text)
         .map_err(NoPid::Io)?;
-    parse_pid(text.trim_ascii())
+    Ok((parse_pid(text.trim_ascii())?, found.uid()))
 }
 
 /// As the reader of a file with these bytes sees them.
@@ -561,6 +567,20 @@ pub enum FindError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// The file belongs to a user who could not signal that process himself: where others may write, anybody could have any process
+    /// signalled by naming it.
+    #[error(
+        "`{}` belongs to uid {owner}, who has no say over process {pid}: it may be a trap; remove it, or name a \
+         pidfile in a directory that others cannot write to", path.display()
+    )]
+    Untrusted {
+        /// The pidfile or its lock.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// What the pidfile says.
+        pid: u32,
+    },
     /// Its directory can be written by others.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -615,8 +635,8 @@ fn find_once(paths: &Paths) -> Result<Running, FindError> {
         pidfile: pidfile(),
         reason,
     };
-    let pid = match read_pid(&paths.pidfile) {
-        Ok(pid) => pid,
+    let (pid, owner) = match read_pid_and_owner(&paths.pidfile) {
+        Ok(found) => found,
         Err(NoPid::Missing) if is_held()? => return Err(FindError::Transient(pidfile())),
         Err(NoPid::Missing) => return Err(not_running(NotRunning::NoPidfile)),
         Err(NoPid::Invalid(problem)) => {
@@ -650,7 +670,13 @@ fn find_once(paths: &Paths) -> Result<Running, FindError> {
         return Err(FindError::Transient(pidfile()));
     }
     match (pidfd, held) {
-        (Some(pidfd), true) => Ok(Running { pid, pidfd }),
+        (Some(pidfd), true) => {
+            check_owner(&paths.pidfile, owner, pid)?;
+            if let Ok(lock) = fs::symlink_metadata(&paths.lock) {
+                check_owner(&paths.lock, lock.uid(), pid)?;
+            }
+            Ok(Running { pid, pidfd })
+        }
         (Some(_), false) => Err(not_running(NotRunning::Foreign { pid })),
         (None, false) => Err(not_running(NotRunning::Stale { pid })),
         (None, true) => Err(FindError::Elsewhere {
@@ -658,6 +684,29 @@ fn find_once(paths: &Paths) -> Result<Running, FindError> {
             pid,
         }),
     }
+}
+
+/// Whether the `owner` of a file may say that `pid` is the server: root, this user, or somebody who may signal that
+/// process himself (kill(2): its real or saved user).
+fn check_owner(path: &Path, owner: u32, pid: u32) -> Result<(), FindError> {
+    let own = rustix::process::geteuid().as_raw();
+    if owner == 0 || owner == own || users_of(pid).is_some_and(|users| users.contains(&owner)) {
+        return Ok(());
+    }
+    Err(FindError::Untrusted {
+        path: path.to_owned(),
+        owner,
+        pid,
+    })
+}
+
+/// The real and the saved user of a process (proc_pid_status(5)). `None` if it cannot be seen.
+fn users_of(pid: u32) -> Option<[u32; 2]> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    let mut users = line.split_ascii_whitespace().map(str::parse);
+    let (real, saved) = (users.next()?, users.nth(1)?);
+    Some([real.ok()?, saved.ok()?])
 }
 
 /// The directory of the default pidfile cannot be trusted.

@@ -284,6 +284,64 @@ fn what_is_no_pidfile_is_named() {
 }
 
 /// Two generations take turns all the time; a reader meets one of them, always.
+/// In `/tmp` anybody can make the files of a server that does not run, and have whom he likes signalled by whoever
+/// stops "the server": root, perhaps.
+#[test]
+fn a_pidfile_cannot_make_us_signal_a_process_of_somebody_else() {
+    const STRANGER: u32 = 65_533;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can give a file to somebody else");
+        return;
+    }
+    let place = Place::new();
+    let _lock = Lock::acquire(&place.paths).expect("lock");
+    // It ends with its stdin, and thus with this test, however that ends.
+    let start = |user| {
+        let mut command = Command::new("cat");
+        std::os::unix::process::CommandExt::uid(&mut command, user);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        command.spawn().expect("cat")
+    };
+    let give = |path: &Path| std::os::unix::fs::chown(path, Some(STRANGER), None).expect("chown");
+    let (mut roots, mut strangers) = (start(0), start(STRANGER));
+
+    place.write(roots.id());
+    assert_eq!(find(&place.paths).expect("root's").pid(), roots.id());
+    give(&place.paths.pidfile);
+    let refused = find(&place.paths).expect_err("a trap");
+    assert!(
+        matches!(
+            refused,
+            FindError::Untrusted {
+                owner: STRANGER,
+                ..
+            }
+        ),
+        "{refused}"
+    );
+    assert!(
+        refused.to_string().contains("it may be a trap"),
+        "{refused}"
+    );
+    // His own process is his to name.
+    place.write(strangers.id());
+    give(&place.paths.pidfile);
+    assert_eq!(find(&place.paths).expect("his").pid(), strangers.id());
+    // The lock says that the pid is true: it is trusted likewise.
+    place.write(roots.id());
+    give(&place.paths.lock);
+    let refused = find(&place.paths).expect_err("a trap");
+    assert!(
+        matches!(&refused, FindError::Untrusted { path, .. } if *path == place.paths.lock),
+        "{refused}"
+    );
+
+    // wait(2) closes the stdin first.
+    for process in [&mut roots, &mut strangers] {
+        process.wait().expect("wait");
+    }
+}
+
 #[test]
 fn a_server_is_found_while_it_is_being_replaced() {
     let place = Place::new();
