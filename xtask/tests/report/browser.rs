@@ -8,6 +8,9 @@ use tempfile::TempDir;
 
 /// As Debian has it.
 const CHROMIUM: &str = "/usr/bin/chromium";
+/// Why nobody looks, and the remedy.
+pub(crate) const MISSING: &str =
+    "`/usr/bin/chromium` is not there: apt-get install --no-install-recommends chromium";
 /// How much of a page a screenshot shows, in pixels.
 const HEIGHT: u32 = 1600;
 
