@@ -162,6 +162,7 @@ impl Bench<'_> {
     async fn window(&mut self, reload: bool) -> Result<(Window, Histogram<u64>)> {
         let book = Arc::new(Book::new(Arc::clone(&self.timeline), &self.losses)?);
         let client = Arc::new(Client {
+            page: None,
             target: self.server.address,
             one_way: Duration::ZERO,
             timeout: REQUEST_TIMEOUT,

@@ -53,7 +53,7 @@ fn row(run: &Run, reload: &Reload, kinds: &BTreeSet<&str>) -> Vec<String> {
             .generation
             .map_or_else(String::new, |n| n.to_string()),
         reload.failure.clone().unwrap_or_default(),
-        ms(Some(reload.bare_exec_ms)),
+        ms(reload.bare_exec_ms),
         ms(reload.commit_ms),
         ms(reload.first_answer_ms),
         ms(Some(reload.command_ms)),

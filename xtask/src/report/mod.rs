@@ -77,6 +77,21 @@ pub(crate) fn beside(dir: &Path) -> Result<()> {
     write(&dir.join("report.html"), &page)
 }
 
+/// Writes the page of several to `out`; returns the table of its top, for a terminal.
+pub(crate) fn compared(dirs: &[PathBuf], out: &Path) -> Result<String> {
+    let runs = dirs
+        .iter()
+        .map(|dir| Run::read(dir))
+        .collect::<Result<Vec<_>>>()?;
+    write(out, &page::page(&runs)?)?;
+    let head = page::servers::HEAD.map(str::to_owned).to_vec();
+    let rows: Vec<_> = [head]
+        .into_iter()
+        .chain(page::servers::rows(&runs))
+        .collect();
+    Ok(crate::soak::align(&rows))
+}
+
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("failed to write `{}`", path.display()))
 }

@@ -33,7 +33,8 @@ pub(super) struct Run {
     pub(super) machine: Machine,
     pub(super) lasted_s: f64,
     pub(super) load: Load,
-    pub(super) ending: Ending,
+    /// Absent for a server that is driven by commands: nor does it tell what moved, nor its phases.
+    pub(super) ending: Option<Ending>,
     pub(super) reloads: Vec<Reload>,
     pub(super) by_reload: Vec<Between>,
     pub(super) samples: Vec<Sample>,
@@ -101,13 +102,20 @@ pub(super) struct Reload {
     pub(super) failure: Option<String>,
     pub(super) generation: Option<u64>,
     pub(super) first_answer_ms: Option<f64>,
+    #[serde(default)]
     pub(super) commit_ms: Option<f64>,
     pub(super) command_ms: f64,
-    pub(super) bare_exec_ms: f64,
+    #[serde(default)]
+    pub(super) bare_exec_ms: Option<f64>,
+    #[serde(default)]
     pub(super) phases: Vec<Phase>,
+    #[serde(default)]
     pub(super) moved: u64,
+    #[serde(default)]
     pub(super) moved_as: Counts,
+    #[serde(default)]
     pub(super) drained: u64,
+    #[serde(default)]
     pub(super) cut: u64,
 }
 

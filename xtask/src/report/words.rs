@@ -80,18 +80,23 @@ pub(super) fn verdict(run: &Run) -> String {
         let sessions = counted(totals.forced_reconnects, "WebSocket session");
         parts.push(format!("{sessions} broken"));
     }
-    parts.push(counter(run));
+    if run.ending.is_some() {
+        parts.push(counter(run));
+    }
     parts.join(", ")
 }
 
 /// Whether the server counted what the clients received.
 pub(super) fn counter(run: &Run) -> String {
-    match run.ending.server_requests {
+    let Some(ending) = run.ending else {
+        return "counter unknown".into();
+    };
+    match ending.server_requests {
         None => "counter unknown".into(),
-        Some(requests) if requests == run.ending.answers => "counter exact".into(),
+        Some(requests) if requests == ending.answers => "counter exact".into(),
         Some(requests) => format!(
             "counter off by {}",
-            count(requests.abs_diff(run.ending.answers))
+            count(requests.abs_diff(ending.answers))
         ),
     }
 }

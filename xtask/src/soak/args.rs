@@ -6,6 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Serialize, Serializer};
 
+use super::profile::PeerArgs;
+
 /// How long a soak lasts if neither its length nor its number of reloads is given.
 const DEFAULT_DURATION: Duration = Duration::from_secs(60);
 /// Nobody means to start a soak that outlives a week; a typo does.
@@ -88,6 +90,9 @@ pub(crate) struct SoakArgs {
     #[arg(long = "serve-arg", value_name = "ARG", allow_hyphen_values = true)]
     pub(crate) serve_args: Vec<String>,
 
+    #[command(flatten)]
+    pub(crate) peer: PeerArgs,
+
     /// Where `report.html`, `soak.csv`, `soak.json`, `losses.log` and `server.log` go. Default: `target/soak-report`.
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
@@ -101,7 +106,7 @@ impl SoakArgs {
             "--binaries takes two paths, A,B: {} given",
             self.binaries.len()
         );
-        Ok(())
+        self.peer.validate()
     }
 
     /// How long to go on reloading at most. `None`: until the reloads are done, each of which is bounded.

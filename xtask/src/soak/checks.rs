@@ -32,7 +32,7 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    fn new(what: &'static str, passed: bool, detail: impl Into<String>) -> Self {
+    pub(super) fn new(what: &'static str, passed: bool, detail: impl Into<String>) -> Self {
         Self {
             what,
             passed: Some(passed),

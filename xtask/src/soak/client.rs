@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONNECTION, HeaderMap};
-use hyper::{Response, StatusCode};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
+use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -31,6 +31,15 @@ const MAX_BODY: usize = 1 << 20;
 /// After a complete answer, hyper needs a poll or two before it takes the next request.
 const REST_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// The one page of a server of which the soak knows nothing else: any complete 200 is right.
+#[derive(Clone, Debug)]
+pub(crate) struct Page {
+    /// Path and query.
+    pub(crate) path: Uri,
+    /// The `Host` header.
+    pub(crate) host: HeaderValue,
+}
+
 /// Everything a request needs.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -46,6 +55,8 @@ pub(crate) struct Client {
     pub(crate) open: Arc<AtomicUsize>,
     /// What the run knows of itself.
     pub(crate) timeline: Arc<Timeline>,
+    /// What to ask of a server that is not `hello`; `None`: what `hello` has.
+    pub(crate) page: Option<Page>,
     /// Where closed connections are entered. Requests are entered by the caller, who knows their due times.
     pub(crate) book: Arc<Book>,
 }
@@ -102,6 +113,11 @@ struct Answer {
 impl Answer {
     fn number<N: std::str::FromStr>(&self, header: &str) -> Option<N> {
         self.headers.get(header)?.to_str().ok()?.parse().ok()
+    }
+
+    /// Whether its end can be told from a cut.
+    fn has_length(&self) -> bool {
+        self.headers.contains_key(CONTENT_LENGTH) || self.headers.contains_key(TRANSFER_ENCODING)
     }
 
     fn says_close(&self) -> bool {
@@ -240,7 +256,7 @@ impl Client {
         // An older generation that has gone cannot answer, whenever the connection was opened.
         connection.floor = connection.floor.max(self.timeline.settled());
         let port = connection.port;
-        let conversation = converse(&mut connection.sender, ask);
+        let conversation = converse(&mut connection.sender, self.request(ask));
         let Ok(conversed) = tokio::time::timeout(self.timeout, conversation).await else {
             connection.abandon();
             let seen = connection.record.seen();
@@ -254,6 +270,15 @@ impl Client {
             Ok(answer) => Exchange::Done(self.judge(connection, ask, &answer)),
             Err(error) => self.broken(connection, ask, &error),
         }
+    }
+
+    fn request(&self, ask: Ask) -> Request<RequestBody> {
+        let mut request = ask.request();
+        if let Some(page) = &self.page {
+            *request.uri_mut() = page.path.clone();
+            request.headers_mut().insert(HOST, page.host.clone());
+        }
+        request
     }
 
     fn broken(&self, connection: &mut Connection, ask: Ask, error: &str) -> Exchange {
@@ -360,6 +385,17 @@ impl Client {
             };
             return (outcome, format!("{status}: {}", answer.body.escape_ascii()));
         }
+        if self.page.is_some() {
+            return match end {
+                // Without a length or chunks, an answer that was cut looks complete to hyper; and so does one that
+                // the end of the connection ends, as HTTP/1.0 has it. The instrument asks for a length.
+                Some(end) if !answer.has_length() => (
+                    Outcome::Truncated,
+                    format!("no length, and {end:?}: nobody can tell whether it is whole"),
+                ),
+                _ => (Outcome::Ok, String::new()),
+            };
+        }
         let Some(generation) = generation else {
             return (Outcome::WrongBody, "no x-generation".into());
         };
@@ -384,9 +420,12 @@ impl Client {
 }
 
 /// Sends the request and reads the whole answer. The error is for people: the socket knows better.
-async fn converse(sender: &mut SendRequest<RequestBody>, ask: Ask) -> Result<Answer, String> {
+async fn converse(
+    sender: &mut SendRequest<RequestBody>,
+    request: Request<RequestBody>,
+) -> Result<Answer, String> {
     let answer: Response<Incoming> = sender
-        .send_request(ask.request())
+        .send_request(request)
         .await
         .map_err(|err| chain(&err))?;
     let (head, mut incoming) = answer.into_parts();

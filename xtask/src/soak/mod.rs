@@ -4,6 +4,8 @@
 //!
 //! - [`args`], [`builds`] (two builds of `hello` and the place where one replaces the other),
 //!   [`server`] (the verbs, as an operator runs them), [`reloaded`] (what a reload says), [`process`] (`/proc`, and the killing of what is left);
+//! - any other server: [`peer`] (driven by commands), [`profile`] (those that the soak knows), [`tree`] (its processes),
+//!   [`compare`] (one after the other);
 //! - the load: [`schedule`] (which request leaves when), [`load`] (the pool), [`idle`] (connections that rest),
 //!   [`mod@client`] (one exchange, never repeated), [`request`] (what is asked, what is right),
 //!   [`websocket`] (sessions that count);
@@ -34,6 +36,7 @@ mod builds;
 mod by_reload;
 mod checks;
 mod client;
+mod compare;
 mod counter;
 mod delay;
 mod ending;
@@ -42,8 +45,10 @@ mod latency;
 mod line;
 mod load;
 mod outcome;
+mod peer;
 mod probe;
 mod process;
+mod profile;
 mod progress;
 mod reloaded;
 mod reloads;
@@ -57,6 +62,7 @@ mod tap;
 #[cfg(test)]
 mod tests;
 mod timeline;
+mod tree;
 mod websocket;
 
 pub(crate) use args::{SoakArgs, as_seconds_always, parse_duration};
@@ -129,6 +135,9 @@ fn interrupted() -> Result<impl Future<Output = ()>> {
 }
 
 async fn soak(args: SoakArgs) -> Result<ExitCode> {
+    if args.peer.is_asked_for() {
+        return compare::run(args).await;
+    }
     let root = workspace_root();
     let target = target_directory();
     let out = args
@@ -246,6 +255,7 @@ fn client(
     book: &Arc<Book>,
 ) -> Result<Arc<Client>> {
     Ok(Arc::new(Client {
+        page: None,
         target,
         one_way: args.one_way(),
         timeout: REQUEST_TIMEOUT + 2 * args.one_way(),

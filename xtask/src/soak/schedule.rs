@@ -58,6 +58,14 @@ impl Schedule {
         }
     }
 
+    /// The same with requests that every HTTP server answers at once.
+    pub(crate) fn of_any_server(self) -> Self {
+        Self {
+            mix: &[(Kind::KeepAlive, 85), (Kind::NewConnection, 15)],
+            ..self
+        }
+    }
+
     /// The `n`th request, from 0.
     pub(crate) fn shot(&self, n: u64) -> Shot {
         Shot {

@@ -74,11 +74,15 @@ fn tiles(run: &Run) -> String {
         tile(
             judged(closed + cut == 0),
             words::count(closed),
-            format!(
-                "connections closed; {} moved, {} cut",
-                words::count(moved),
-                words::count(cut)
-            ),
+            if run.ending.is_some() {
+                format!(
+                    "connections closed; {} moved, {} cut",
+                    words::count(moved),
+                    words::count(cut)
+                )
+            } else {
+                "keep-alive connections closed; it does not tell what moved".into()
+            },
         ),
         tile(
             "",
@@ -97,7 +101,7 @@ fn tiles(run: &Run) -> String {
     tag("ul", "tiles", &tiles.concat())
 }
 
-fn first_answer(run: &Run) -> String {
+pub(super) fn first_answer(run: &Run) -> String {
     let mut times: Vec<f64> = run
         .reloads
         .iter()

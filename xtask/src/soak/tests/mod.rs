@@ -86,6 +86,7 @@ impl World {
         let book =
             Arc::new(Book::new(Arc::clone(&timeline), &dir.path().join("losses.log")).unwrap());
         let client = Client {
+            page: None,
             target,
             one_way: round_trip / 2,
             timeout: Duration::from_millis(700),
