@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow, bail};
 use tokio::sync::mpsc;
@@ -18,22 +18,55 @@ use super::schedule::{Paced, Pacer, Schedule, Shot};
 
 /// Connections opened at once, at the start: fewer than the shortest backlog takes.
 const OPEN_AT_A_TIME: u32 = 64;
+/// Before one that cannot be opened is tried again. What that loses, the requests show.
+const OPEN_AGAIN: Duration = Duration::from_millis(10);
 
 /// Connections that are kept alive, least recently used first: all of them are used in turn,
 /// so that each one lives through reloads in every state.
+///
+/// One that the server closes is replaced by another, as clients do: a server that closes them at each reload
+/// would else have fewer to close at the next.
 #[derive(Debug)]
 struct Pool {
     client: Arc<Client>,
+    in_flight: TaskTracker,
+    stop: Arc<AtomicBool>,
     rested: Mutex<VecDeque<Connection>>,
     /// Opened because all others were busy.
     extra: AtomicU64,
 }
 
 impl Pool {
-    fn take(&self) -> Option<Connection> {
+    /// The one that has rested longest, and how many were found closed before it.
+    fn take(&self) -> (Option<Connection>, u32) {
         let mut rested = self.rested.lock().unwrap_or_else(PoisonError::into_inner);
-        // Closed ones were entered into the book by the task that drove them.
-        std::iter::from_fn(|| rested.pop_front()).find(Connection::is_open)
+        let mut closed = 0;
+        while let Some(connection) = rested.pop_front() {
+            if connection.is_open() {
+                return (Some(connection), closed);
+            }
+            // It was entered into the book by the task that drove it.
+            closed += 1;
+        }
+        (None, closed)
+    }
+
+    /// Opens others in the place of `count` that have ended.
+    fn replace(self: &Arc<Self>, count: u32) {
+        for _ in 0..count {
+            self.in_flight.spawn(Arc::clone(self).open_one());
+        }
+    }
+
+    async fn open_one(self: Arc<Self>) {
+        while !self.stop.load(Ordering::Relaxed) {
+            if let Ok(connection) = self.client.connect(Kind::KeepAlive).await
+                && let Some(connection) = self.client.rest(connection, Kind::KeepAlive).await
+            {
+                return self.put(connection);
+            }
+            tokio::time::sleep(OPEN_AGAIN).await;
+        }
     }
 
     fn put(&self, connection: Connection) {
@@ -51,28 +84,42 @@ impl Pool {
     }
 
     /// On a rested connection, or a new one if there is none.
-    async fn on_kept_connection(&self, shot: Shot) {
+    async fn on_kept_connection(self: &Arc<Self>, shot: Shot) {
         let ask = shot.ask;
+        let mut gone = 0;
         // Ends: each round uses up a connection that rested, or returns.
-        while let Some(mut connection) = self.take() {
+        loop {
+            let (rested, closed) = self.take();
+            gone += closed;
+            let Some(mut connection) = rested else { break };
             if let Exchange::Done(verdict) = self.client.exchange(&mut connection, ask).await {
+                self.replace(gone);
                 return self.settle(shot, connection, verdict).await;
             }
+            gone += 1;
         }
-        self.extra.fetch_add(1, Ordering::Relaxed);
+        match gone.checked_sub(1) {
+            // The one opened here takes the place of one of them.
+            Some(others) => self.replace(others),
+            None => drop(self.extra.fetch_add(1, Ordering::Relaxed)),
+        }
         match self.client.connect(ask.kind).await {
             Ok(mut connection) => {
                 let verdict = self.client.first_exchange(&mut connection, ask).await;
                 self.settle(shot, connection, verdict).await;
             }
-            Err(verdict) => self.client.book.enter(ask.kind, shot.due, verdict),
+            Err(verdict) => {
+                self.client.book.enter(ask.kind, shot.due, verdict);
+                self.replace(1);
+            }
         }
     }
 
-    async fn settle(&self, shot: Shot, connection: Connection, verdict: Verdict) {
+    async fn settle(self: &Arc<Self>, shot: Shot, connection: Connection, verdict: Verdict) {
         self.client.book.enter(shot.ask.kind, shot.due, verdict);
-        if let Some(connection) = self.client.rest(connection, shot.ask.kind).await {
-            self.put(connection);
+        match self.client.rest(connection, shot.ask.kind).await {
+            Some(connection) => self.put(connection),
+            None => self.replace(1),
         }
     }
 
@@ -113,19 +160,21 @@ impl Load {
         schedule: impl FnOnce(Instant) -> Schedule,
     ) -> Result<Self> {
         let rested = open(client, connections, Kind::KeepAlive).await?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let in_flight = TaskTracker::new();
         let pool = Arc::new(Pool {
             client: Arc::clone(client),
+            in_flight: in_flight.clone(),
+            stop: Arc::clone(&stop),
             rested: Mutex::new(rested.into()),
             extra: AtomicU64::new(0),
         });
         let schedule = schedule(Instant::now());
-        let stop = Arc::new(AtomicBool::new(false));
         let (shots, mut due) = mpsc::unbounded_channel();
         let pacer = Pacer::new(Arc::clone(&stop)).run(
             move |n| schedule.due(n),
             move |n, _| shots.send(schedule.shot(n)).is_ok(),
         );
-        let in_flight = TaskTracker::new();
         let dispatcher = tokio::spawn({
             let (in_flight, pool) = (in_flight.clone(), Arc::clone(&pool));
             async move {
