@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
 use serde::Serialize;
+use tokio::process::Child;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::book::{Account, Book, Loss, Second};
@@ -22,7 +23,6 @@ use super::peer::Peer;
 use super::probe;
 use super::process::Holding;
 use super::profile::{Commands, Profile};
-use super::request::{Ask, Kind};
 use super::results::{FORMAT, LoadResults, Machine};
 use super::samples::Sample;
 use super::schedule::Schedule;
@@ -74,8 +74,9 @@ pub(super) async fn run(args: SoakArgs) -> Result<ExitCode> {
         .out
         .clone()
         .unwrap_or_else(|| target.join("soak-report"));
-    let tree = Tree::adopt()?;
+    let tree = Arc::new(Tree::adopt()?);
     let (mut done, mut passed): (Vec<PathBuf>, bool) = (Vec::new(), true);
+    let mut broken = None;
     let names = match args.peer.start {
         Some(_) => vec![None],
         None => args
@@ -94,19 +95,28 @@ pub(super) async fn run(args: SoakArgs) -> Result<ExitCode> {
         let dir = profile.map_or_else(|| out.clone(), |profile| out.join(profile.name));
         std::fs::create_dir_all(&dir)
             .with_context(|| format!("failed to create `{}`", dir.display()))?;
-        eprintln!(
-            "{}",
-            profile.map_or("the given server", |profile| profile.name)
-        );
-        let results = one(&args, profile, &dir, &tree).await?;
-        passed &= results.passed;
-        let path = dir.join("soak.json");
-        std::fs::write(&path, serde_json::to_string_pretty(&results)?)
-            .with_context(|| format!("failed to write `{}`", path.display()))?;
-        crate::report::beside(&dir)?;
-        done.push(dir);
+        let name = profile.map_or("the given server", |profile| profile.name);
+        eprintln!("{name}");
+        // The others are measured all the same.
+        match one(&args, profile, &dir, &tree).await {
+            Ok(results) => {
+                passed &= results.passed;
+                write(&results, &dir)?;
+                done.push(dir);
+            }
+            Err(err) => {
+                progress::clear();
+                if args.peer.profile.len() > 1 {
+                    eprintln!("{name}: {err:#}");
+                }
+                broken.get_or_insert(err.context(name.to_owned()));
+            }
+        }
     }
-    ensure!(!done.is_empty(), "none of these servers can run here");
+    if done.is_empty() {
+        return Err(broken.unwrap_or_else(|| anyhow!("none of these servers can run here")));
+    }
+    passed &= broken.is_none();
     let page = out.join("report.html");
     print!("{}", crate::report::compared(&done, &page)?);
     println!("{}", page.display());
@@ -117,11 +127,18 @@ pub(super) async fn run(args: SoakArgs) -> Result<ExitCode> {
     })
 }
 
+fn write(results: &Results, dir: &Path) -> Result<()> {
+    let path = dir.join("soak.json");
+    std::fs::write(&path, serde_json::to_string_pretty(results)?)
+        .with_context(|| format!("failed to write `{}`", path.display()))?;
+    crate::report::beside(dir)
+}
+
 async fn one(
     args: &SoakArgs,
     profile: Option<&Profile>,
     out: &Path,
-    tree: &Tree,
+    tree: &Arc<Tree>,
 ) -> Result<Results> {
     let scratch = tempfile::Builder::new().prefix("soak-peer-").tempdir()?;
     let dir = scratch.path().canonicalize()?;
@@ -132,7 +149,10 @@ async fn one(
         .port();
     let (commands, place) = match profile {
         Some(profile) if profile.needs.is_none() => {
-            let place = Place::build(&workspace_root(), &target_directory().join("soak")).await?;
+            let place = match args.binaries.as_slice() {
+                [] => Place::build(&workspace_root(), &target_directory().join("soak")).await?,
+                binaries => Place::with(binaries)?,
+            };
             place.deploy(Build::A)?;
             (profile.prepare(&dir, port)?, Some(place))
         }
@@ -150,13 +170,14 @@ async fn one(
         timeout,
         log,
         hello,
+        tree: Arc::clone(tree),
     };
     let measured = under_load(args, &peer, out).await;
     // Whatever came of it, the next server begins alone.
     if measured.is_err() {
         tree.kill();
     }
-    let mut results = measured?;
+    let (mut results, _first) = measured?;
     let stopped = peer.run("stop", &peer.commands.stop, 0).await;
     let left = tree.gone_within(timeout).await;
     tree.kill();
@@ -186,7 +207,8 @@ fn given(args: &SoakArgs) -> Result<Commands> {
     })
 }
 
-async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<Results> {
+/// With what the start command became, which is killed when it is dropped.
+async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<(Results, Child)> {
     let (address, page) = peer.target()?;
     let timeline = Arc::new(Timeline::new(1, [None, None]));
     let book = Arc::new(Book::new(Arc::clone(&timeline), &out.join("losses.log"))?);
@@ -195,8 +217,7 @@ async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<Results>
         page: Some(page),
         ..(*client).clone()
     });
-    let _first = peer.start(address).await?;
-    let tells = first_answer(&client).await?;
+    let (first, tells) = peer.start(&client).await?;
 
     let (machine, began) = (super::machine(), Instant::now());
     let schedule = |start| Schedule::new(start, args.rate, args.seed).of_any_server();
@@ -206,6 +227,7 @@ async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<Results>
     let sampler = AbortOnDropHandle::new(tokio::spawn(sample(
         Arc::clone(&samples),
         Arc::clone(&timeline),
+        Arc::clone(&peer.tree),
     )));
     let reloads = reloads(args, peer, &client, tells).await;
     tokio::time::sleep(TAIL + 4 * args.one_way()).await;
@@ -217,7 +239,7 @@ async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<Results>
 
     let account = book.account();
     let samples = std::mem::take(&mut *samples.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Results {
+    let results = Results {
         format: FORMAT,
         server: peer.commands.name.clone(),
         commands: peer.commands.clone(),
@@ -242,25 +264,8 @@ async fn under_load(args: &SoakArgs, peer: &Peer, out: &Path) -> Result<Results>
         samples,
         series: account.series,
         losses: account.losses,
-    })
-}
-
-/// Whether its answers have an `x-generation`. One that does not answer 200 is no server to measure.
-async fn first_answer(client: &Client) -> Result<bool> {
-    let refused = |outcome: &str, detail: &str| {
-        anyhow::anyhow!("the URL does not answer as it ought to: {outcome}: {detail}")
     };
-    let ask = Ask::plain(Kind::Probe);
-    let mut connection = client
-        .connect(ask.kind)
-        .await
-        .map_err(|lost| refused(lost.outcome.name(), &lost.detail))?;
-    let verdict = client.first_exchange(&mut connection, ask).await;
-    ensure!(
-        verdict.detail.is_empty(),
-        refused(verdict.outcome.name(), &verdict.detail)
-    );
-    Ok(verdict.generation.is_some())
+    Ok((results, first))
 }
 
 async fn reloads(args: &SoakArgs, peer: &Peer, client: &Arc<Client>, tells: bool) -> Vec<Reload> {
@@ -345,10 +350,11 @@ fn checks(account: &Account, reloads: &[Reload]) -> Vec<Check> {
 }
 
 /// The sum over all processes: pages that they share count in each.
-async fn sample(samples: Arc<Mutex<Vec<Sample>>>, timeline: Arc<Timeline>) {
+async fn sample(samples: Arc<Mutex<Vec<Sample>>>, timeline: Arc<Timeline>, tree: Arc<Tree>) {
     let mut ticks = tokio::time::interval(SAMPLE_EVERY);
     loop {
         ticks.tick().await;
+        tree.bury();
         let now = timeline.now();
         let held: Vec<Holding> = Tree::processes()
             .into_iter()

@@ -5,15 +5,19 @@ use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use hyper::Uri;
-use tokio::net::TcpStream;
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
-use super::client::Page;
+use super::client::{Client, Page};
+use super::outcome::Outcome;
 use super::profile::Commands;
+use super::request::{Ask, Kind};
+use super::tree::Tree;
 
 /// Between two questions whether it answers.
 const POLL: Duration = Duration::from_millis(20);
@@ -30,6 +34,8 @@ pub(crate) struct Peer {
     pub(crate) log: PathBuf,
     /// `$HELLO`, where it was built.
     pub(crate) hello: Option<PathBuf>,
+    /// What its processes belong to.
+    pub(crate) tree: Arc<Tree>,
 }
 
 impl Peer {
@@ -62,12 +68,14 @@ impl Peer {
         ))
     }
 
-    /// Runs the start command and waits until `address` takes a connection. Whoever holds the child keeps it.
-    pub(crate) async fn start(&self, address: SocketAddr) -> Result<Child> {
+    /// Runs the start command and waits until the URL answers 200. Whoever holds the child keeps it.
+    /// Also says whether the answer has an `x-generation`.
+    pub(crate) async fn start(&self, client: &Client) -> Result<(Child, bool)> {
         let from = self.log_length();
         let mut child = self.spawn(&self.commands.start, 1)?;
         let deadline = Instant::now() + self.timeout;
         let mut ended: Option<ExitStatus> = None;
+        let mut why = String::from("no answer");
         loop {
             if ended.is_none() {
                 ended = child.try_wait()?;
@@ -79,12 +87,16 @@ impl Peer {
                     self.said(from)
                 );
             }
-            if TcpStream::connect(address).await.is_ok() {
-                return Ok(child);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, answers(client)).await {
+                Ok(Ok(tells)) => return Ok((child, tells)),
+                Ok(Err(reason)) => why = reason,
+                // The last answer says more than that there was no time for another.
+                Err(_) => {}
             }
             ensure!(
                 Instant::now() < deadline,
-                "`{}` did not answer within {:?} of the start command{}",
+                "`{}` did not answer 200 within {:?} of the start command: {why}{}",
                 self.commands.url,
                 self.timeout,
                 self.said(from)
@@ -98,6 +110,10 @@ impl Peer {
         let from = self.log_length();
         let mut child = self.spawn(command, generation)?;
         let Ok(status) = tokio::time::timeout(self.timeout, child.wait()).await else {
+            // Its group is its own, and as long as it is not waited for, so is the number.
+            if let Some(group) = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
             let _ = child.kill().await;
             bail!(
                 "the {what} command has not ended after {:?}{}",
@@ -136,7 +152,7 @@ impl Peer {
         if let Some(hello) = &self.hello {
             shell.env("HELLO", hello);
         }
-        shell.spawn().context("failed to run `sh`")
+        self.tree.spawn(&mut shell).context("failed to run `sh`")
     }
 
     fn log_length(&self) -> u64 {
@@ -146,6 +162,19 @@ impl Peer {
     /// What was printed since `from`, its end.
     fn said(&self, from: u64) -> String {
         last_output(&self.log, from).map_or_else(String::new, |text| format!("; it said: {text}"))
+    }
+}
+
+/// Whether the page is answered 200, and has an `x-generation`; if not, why.
+async fn answers(client: &Client) -> Result<bool, String> {
+    let ask = Ask::plain(Kind::Probe);
+    let verdict = match client.connect(ask.kind).await {
+        Ok(mut connection) => client.first_exchange(&mut connection, ask).await,
+        Err(verdict) => verdict,
+    };
+    match verdict.outcome {
+        Outcome::Ok => Ok(verdict.generation.is_some()),
+        outcome => Err(format!("{}: {}", outcome.name(), verdict.detail)),
     }
 }
 

