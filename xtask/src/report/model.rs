@@ -63,6 +63,9 @@ pub(super) struct Machine {
 pub(super) struct Load {
     pub(super) worst_lateness_ms: f64,
     pub(super) totals: Totals,
+    /// Kind of request, then outcome.
+    #[serde(default)]
+    pub(super) counts: BTreeMap<String, Counts>,
     pub(super) latencies: BTreeMap<String, Latency>,
     pub(super) distributions: BTreeMap<String, Distribution>,
 }

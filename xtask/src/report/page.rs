@@ -4,8 +4,7 @@ use anyhow::Result;
 
 use super::axes::Axes;
 use super::canvas::Width;
-use super::html;
-use super::html::{details, escape, legend, tag};
+use super::html::{self, details, escape, legend, tag};
 use super::model::Run;
 use super::plots::{self, Plot};
 use super::{tables, words};
@@ -20,14 +19,13 @@ const STYLE: &str = include_str!("page.css");
 /// The page of one run, or of several beside each other. Well-formed as XML, too.
 pub(super) fn page(runs: &[Run]) -> Result<String> {
     let limits = Axes::of(runs);
-    let mut main = verdict::verdict(runs);
+    let mut main = String::new();
     if runs.len() > 1 {
         let rows = servers::rows(runs);
-        let about = "Latencies are those of prompt requests, during a reload and otherwise. \
-                     Memory is the most that all processes had together; shared pages count in each.";
         let table = html::table("figures", &servers::HEAD, &rows);
-        main.push_str(&section("servers", "Side by side", about, &table));
+        main.push_str(&section("servers", "Side by side", servers::ABOUT, &table));
     }
+    main.push_str(&verdict::verdict(runs));
     main.push_str(&each(runs, "losses", "Lost or failed", tables::losses));
     for plot in &plots::ALL {
         main.push_str(&picture(plot, runs, &limits)?);
