@@ -46,6 +46,11 @@ fn head(kinds: &BTreeSet<&str>) -> Vec<String> {
 fn row(run: &Run, reload: &Reload, kinds: &BTreeSet<&str>) -> Vec<String> {
     let between = run.by_reload.iter().find(|b| b.reload == reload.number);
     let (ok, lost) = between.map_or((0, 0), |b| (b.ok.values().sum(), b.lost.values().sum()));
+    // What a server does not tell is not zero.
+    let told = |count: u64| match run.is_driven() {
+        true => String::new(),
+        false => count.to_string(),
+    };
     let fixed = [
         reload.number.to_string(),
         format!("{:.3}", reload.at_s),
@@ -59,9 +64,9 @@ fn row(run: &Run, reload: &Reload, kinds: &BTreeSet<&str>) -> Vec<String> {
         ms(Some(reload.command_ms)),
         u64::to_string(&ok),
         u64::to_string(&lost),
-        reload.moved.to_string(),
-        reload.drained.to_string(),
-        reload.cut.to_string(),
+        told(reload.moved),
+        told(reload.drained),
+        told(reload.cut),
     ];
     let phase = |phase: usize| {
         let mut all = durations(reload);

@@ -171,6 +171,11 @@ pub(super) struct Loss {
 }
 
 impl Run {
+    /// Whether it is of a server that was driven by commands, and told nothing of itself.
+    pub(super) fn is_driven(&self) -> bool {
+        self.ending.is_none()
+    }
+
     /// Reads `path`; a directory stands for the `soak.json` in it.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let path = if path.is_dir() {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::axes::Axes;
 use super::canvas::Width;
-use super::html::{self, details, escape, legend, tag};
+use super::html::{details, escape, legend, tag};
 use super::model::Run;
 use super::plots::{self, Plot};
 use super::{tables, words};
@@ -14,6 +14,8 @@ pub(super) mod servers;
 mod style;
 mod verdict;
 
+/// Nobody is to take it for zero.
+const NOT_TOLD: &str = "Not known: a server that is driven by commands does not tell it.";
 const STYLE: &str = include_str!("page.css");
 
 /// The page of one run, or of several beside each other. Well-formed as XML, too.
@@ -21,12 +23,16 @@ pub(super) fn page(runs: &[Run]) -> Result<String> {
     let limits = Axes::of(runs);
     let mut main = String::new();
     if runs.len() > 1 {
-        let rows = servers::rows(runs);
-        let table = html::table("figures", &servers::HEAD, &rows);
+        let table = servers::table(runs);
         main.push_str(&section("servers", "Side by side", servers::ABOUT, &table));
     }
     main.push_str(&verdict::verdict(runs));
-    main.push_str(&each(runs, "losses", "Lost or failed", tables::losses));
+    let losses = if runs.iter().any(Run::is_driven) {
+        "Lost, closed or failed"
+    } else {
+        "Lost or failed"
+    };
+    main.push_str(&each(runs, "losses", losses, tables::losses));
     for plot in &plots::ALL {
         main.push_str(&picture(plot, runs, &limits)?);
     }
@@ -87,9 +93,14 @@ fn section(id: &str, title: &str, about: &str, parts: &str) -> String {
 
 fn picture(plot: &Plot, runs: &[Run], limits: &Axes) -> Result<String> {
     let mut parts = String::new();
+    if runs.len() > 1 && runs.iter().all(|run| (plot.lead)(run).is_none()) {
+        let none = tag("p", "none", "None of these runs has anything of it.");
+        return Ok(section(plot.id, plot.title, plot.about, &none));
+    }
     for run in runs {
         let mut part = named(runs, run);
         match (plot.lead)(run) {
+            None if run.is_driven() => part.push_str(&tag("p", "none", NOT_TOLD)),
             None => part.push_str(&tag("p", "none", "This run has nothing of it.")),
             Some(lead) => {
                 part.push_str(&tag("p", "lead", &escape(&lead)));
@@ -142,6 +153,7 @@ fn about(run: &Run) -> String {
     ];
     let facts: String = facts
         .into_iter()
+        .filter(|(_, fact)| !fact.is_empty())
         .map(|(name, fact)| format!("<dt>{name}</dt><dd>{}</dd>\n", escape(&fact)))
         .collect();
     tag("dl", "", &facts)
@@ -155,6 +167,25 @@ mod tests {
 
     /// What a page may weigh: mail and chat take it.
     const MAX_BYTES: usize = 2_000_000;
+
+    #[test]
+    fn what_a_server_does_not_tell_is_not_zero() {
+        let good = run(GOOD);
+        let driven = Run {
+            ending: None,
+            ..good.clone()
+        };
+        let alone = page(std::slice::from_ref(&good)).unwrap();
+        let page = page(&[good, driven.clone()]).unwrap();
+        assert!(page.contains(NOT_TOLD));
+        let moved = |page: &str| page.matches("finished by the old process; 0 cut").count();
+        assert_eq!(moved(&page), moved(&alone), "none of the driven one");
+        assert_eq!(page.matches("counter exact").count(), 1, "of the other");
+        let table = super::super::csv::table(&driven);
+        let mut columns = table.lines().map(|line| line.split(','));
+        let place = columns.next().unwrap().position(|name| name == "moved");
+        assert!(columns.all(|mut cells| cells.nth(place.unwrap()) == Some("")));
+    }
 
     /// An hour, a thousand reloads, and a server that died at the end of it.
     fn large() -> Run {

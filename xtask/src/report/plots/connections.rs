@@ -43,7 +43,7 @@ fn lead(run: &Run) -> Option<String> {
             *moved.entry(MOVED[part_of(kind)].1.into()).or_default() += count;
         }
     }
-    if run.reloads.is_empty() {
+    if run.reloads.is_empty() || run.is_driven() {
         return None;
     }
     let mut parts: Vec<String> = moved
