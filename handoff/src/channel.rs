@@ -32,6 +32,7 @@ use tokio::{
     time::sleep,
 };
 
+use crate::failpoint;
 use crate::registered::register;
 use crate::wire::{self, MAX_FDS, MAX_MESSAGE, Message, VERSIONS, WireError};
 
@@ -173,12 +174,13 @@ impl Channel {
                 announced: MAX_FDS,
             });
         }
-        let record = wire::encode(
+        let mut record = wire::encode(
             message,
             self.version.unwrap_or(*VERSIONS.end()),
             self.sent + 1,
             fds.len(),
         )?;
+        failpoint::spoil(&mut record);
         self.sent += 1;
         self.outgoing.push_back(Outgoing { record, fds });
         // Most of the time the peer has room: then nothing waits for the next round of a loop.

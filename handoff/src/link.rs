@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     channel::{Channel, ChannelError, Position, Read, Received},
-    failpoint::{self, Side},
+    failpoint::{self, Side, Then},
     process::{self, Signal},
     protocol::Timer,
     registered::register,
@@ -198,9 +198,9 @@ impl Link {
         fds: Vec<Arc<OwnedFd>>,
     ) -> Result<(), ChannelError> {
         tracing::trace!(%message, fds = fds.len(), "say");
-        failpoint::hit(self.side, "before-say", message);
+        self.come_by("before-say", message);
         let said = self.channel.queue(message, fds);
-        failpoint::hit(self.side, "after-say", message);
+        self.come_by("after-say", message);
         said
     }
 
@@ -268,7 +268,7 @@ impl Link {
         match self.channel.try_recv() {
             Ok(Some(Read::Message(received))) => {
                 tracing::trace!(message = %received.message, fds = received.fds.len(), "heard");
-                failpoint::hit(self.side, "heard", &received.message);
+                self.come_by("heard", &received.message);
                 // An ack may have made room for descriptors that the kernel would not take.
                 match self.channel.write_queued() {
                     Ok(()) => Some(Heard::Message(received)),
@@ -281,6 +281,18 @@ impl Link {
             }
             Ok(None) => None,
             Err(e) => Some(self.broken(now, &e)),
+        }
+    }
+
+    /// A place at which a test may make this process fail.
+    fn come_by(&mut self, moment: &str, message: &Message) {
+        if let Then::LastWords(status) = failpoint::hit(self.side, moment, message) {
+            let why = format!("failpoint {moment}/{message}");
+            let _ = match self.side {
+                Side::Parent => self.channel.queue(&Message::Abort(why), Vec::new()),
+                Side::Child => self.channel.queue(&Message::Refuse(why), Vec::new()),
+            };
+            std::process::exit(status);
         }
     }
 

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod fuzz;
+mod faults;
 mod report;
 mod soak;
 
@@ -25,6 +26,7 @@ enum Task {
     Report(report::ReportArgs),
     Bench(bench::BenchArgs),
     Fuzz(fuzz::FuzzArgs),
+    Faults(faults::FaultsArgs),
 }
 
 fn main() -> ExitCode {
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
         Task::Report(args) => report::run(&args),
         Task::Bench(args) => bench::run(args),
         Task::Fuzz(args) => fuzz::run(args),
+        Task::Faults(args) => faults::run(&args),
     };
     outcome.unwrap_or_else(|err| {
         eprintln!("error: {err:#}");

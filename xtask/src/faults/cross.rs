@@ -1,0 +1,309 @@
+//! One cell: a server under load, a fault, one `hello reload`, and what is seen afterwards.
+
+use std::collections::BTreeMap;
+use std::process::{Child, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
+
+use super::cells::{Cell, Fault, Side};
+use super::load::{CLIENTS, Counts, Load};
+use super::rules::{Ending, Rule, delay, rule};
+use super::scratch::{LOOK_AGAIN, Programs, Scratch, state_and_parent, text, wait_for};
+
+/// Requests that must be answered before the service counts as going on.
+const GOES_ON: u64 = 10;
+
+/// What was seen.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Seen {
+    pub(crate) ending: String,
+    /// Of `hello reload`.
+    pub(crate) code: Option<i32>,
+    pub(crate) counts: Counts,
+}
+
+/// Crosses one cell. An error says what does not hold, with the last lines of the log.
+pub(crate) fn cross(programs: &Programs, number: usize, cell: &Cell) -> Result<Seen> {
+    let mut scratch = Scratch::start(programs, number, cell).context("before the fault")?;
+    match checked(&mut scratch, cell) {
+        Ok(seen) => Ok(seen),
+        Err(error) => {
+            let log = scratch.log();
+            let lines: Vec<&str> = log.lines().rev().take(12).collect();
+            let lines: Vec<&str> = lines.into_iter().rev().collect();
+            Err(error.context(format!("log of the server:\n  {}", lines.join("\n  "))))
+        }
+    }
+}
+
+fn checked(scratch: &mut Scratch<'_>, cell: &Cell) -> Result<Seen> {
+    let before = Before::of(scratch)?;
+    let load = Load::start(scratch.address).context("before the fault")?;
+    goes_on(&load).context("before the fault")?;
+    let output = reload(scratch, cell, &load)?;
+    let rule = rule(cell);
+    scratch.all_are_well()?;
+    scratch.lift_limits();
+    let (code, said) = (output.status.code(), text(&output));
+    let ending = settles(scratch, &rule, code)
+        .with_context(|| format!("`hello reload` ended with {code:?}: {}", said.trim()))?;
+    if ending == Ending::Stays {
+        is_told_why(&rule, &said)?;
+    }
+    let counts = match ending {
+        Ending::Gone => is_gone(scratch, load)?,
+        Ending::Deaf(_) => is_deaf(scratch, load)?,
+        _ => serves(scratch, &rule, ending, load, &before)?,
+    };
+    Ok(Seen {
+        ending: format!("{ending:?}"),
+        code,
+        counts,
+    })
+}
+
+/// What the server held at rest.
+struct Before {
+    descriptors: BTreeMap<String, usize>,
+}
+
+impl Before {
+    fn of(scratch: &Scratch<'_>) -> Result<Self> {
+        let mut last = Scratch::descriptors(scratch.parent);
+        // Until the client that asked for the status has gone.
+        wait_for("the server is at rest", || {
+            let now = Scratch::descriptors(scratch.parent);
+            Ok(std::mem::replace(&mut last, now.clone()) == now)
+        })?;
+        Ok(Self { descriptors: last })
+    }
+}
+
+/// `hello reload` from its start to its end; who is frozen by the fault is thawed once its peer's deadline has passed.
+fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &Load) -> Result<Output> {
+    let mut reload = scratch.reload()?;
+    let began = Instant::now();
+    let mut frozen_at = None;
+    while reload.try_wait()?.is_none() || (frozen_at.is_some() && is_frozen(scratch)) {
+        scratch.reap();
+        // What is under way at the commit ends after it.
+        if scratch.pidfile().is_some_and(|pid| pid != scratch.parent) {
+            load.finish_upload();
+        }
+        if cell.fault == Fault::Stop {
+            thaw_in_time(scratch, cell, &mut frozen_at);
+        }
+        ensure!(
+            began.elapsed() < Duration::from_secs(60),
+            "`hello reload --timeout 25s` has not ended after 60 s"
+        );
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    load.finish_upload();
+    output(reload)
+}
+
+fn output(reload: Child) -> Result<Output> {
+    Ok(reload.wait_with_output()?)
+}
+
+fn is_frozen(scratch: &Scratch<'_>) -> bool {
+    scratch.processes().into_iter().any(is_stopped)
+}
+
+fn is_stopped(pid: u32) -> bool {
+    state_and_parent(pid).is_some_and(|(state, _)| state == 'T')
+}
+
+fn thaw_in_time(scratch: &Scratch<'_>, cell: &Cell, frozen_at: &mut Option<Instant>) {
+    for pid in scratch
+        .processes()
+        .into_iter()
+        .filter(|pid| is_stopped(*pid))
+    {
+        let at = *frozen_at.get_or_insert_with(Instant::now);
+        if at.elapsed() > delay(&cell.boundary) {
+            Scratch::thaw(pid);
+        }
+    }
+}
+
+/// Waits until the processes that are left, and the exit code, are those of an ending that the rule allows.
+fn settles(scratch: &mut Scratch<'_>, rule: &Rule, code: Option<i32>) -> Result<Ending> {
+    let mut seen = None;
+    let settled = wait_for("it has settled", || {
+        scratch.reap();
+        let pids = scratch.processes();
+        let parent = scratch.parent;
+        let is_child = pids.len() == 1 && pids[0] != parent;
+        let is_parent = pids == [parent];
+        seen = rule.endings.iter().copied().find(|ending| {
+            let is_there = match ending {
+                Ending::Stays | Ending::Deaf(Side::Parent) => is_parent,
+                Ending::Replaced | Ending::Succeeded | Ending::Deaf(Side::Child) => is_child,
+                Ending::Gone => pids.is_empty(),
+            };
+            let codes = rule.codes_of(*ending);
+            is_there && code.is_some_and(|code| codes.contains(&code))
+        });
+        Ok(seen.is_some() && scratch.zombies().is_empty())
+    });
+    let what = || {
+        format!(
+            "expected one of {:?}; running: {:?} (parent {}), zombies: {:?}",
+            rule.endings,
+            scratch.processes(),
+            scratch.parent,
+            scratch.zombies()
+        )
+    };
+    settled.with_context(what)?;
+    seen.context("no ending")
+}
+
+fn is_told_why(rule: &Rule, said: &str) -> Result<()> {
+    let phase = rule.phase.unwrap_or_default();
+    let words = format!("reload 1 failed while {phase}");
+    ensure!(said.contains(&words), "`{words}` is missing: {said}");
+    ensure!(
+        rule.reasons.is_empty() || rule.reasons.iter().any(|reason| said.contains(reason)),
+        "none of {:?} is named: {said}",
+        rule.reasons
+    );
+    ensure!(said.contains("serves on"), "who serves is not said: {said}");
+    Ok(())
+}
+
+fn goes_on(load: &Load) -> Result<()> {
+    let before = load.answered();
+    wait_for("requests are answered", || {
+        Ok(load.answered() > before + GOES_ON)
+    })
+}
+
+/// One process is the service in every respect, and can be replaced at once.
+fn serves(
+    scratch: &mut Scratch<'_>,
+    rule: &Rule,
+    ending: Ending,
+    load: Load,
+    before: &Before,
+) -> Result<Counts> {
+    let generation = if ending == Ending::Stays { 1 } else { 2 };
+    owns_the_names(scratch, generation)?;
+    goes_on(&load)?;
+    // With all of the load still there.
+    let again = scratch.output(&["reload"])?;
+    ensure!(
+        again.status.success(),
+        "the next reload failed: {}",
+        text(&again)
+    );
+    wait_for("one process is left", || {
+        scratch.reap();
+        Ok(scratch.processes().len() == 1 && scratch.zombies().is_empty())
+    })?;
+    owns_the_names(scratch, generation + 1)?;
+    goes_on(&load)?;
+    let counts = load.finish()?;
+    judge(&counts, requests(scratch)?, rule.owner_dies)?;
+    holds_what_it_held(scratch, before)?;
+    Ok(counts)
+}
+
+/// By the application's own count.
+fn requests(scratch: &Scratch<'_>) -> Result<u64> {
+    let status = super::load::get(scratch.address, "/status")?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    status["requests"].as_u64().context("no count of requests")
+}
+
+fn owns_the_names(scratch: &Scratch<'_>, generation: u64) -> Result<()> {
+    let status = scratch.status()?.context("nobody answers `hello status`")?;
+    let pids = scratch.processes();
+    ensure!(
+        status.generation == generation,
+        "generation {} serves, not {generation}",
+        status.generation
+    );
+    ensure!(
+        Some(status.pid) == scratch.pidfile() && pids == [status.pid],
+        "the control socket is {}'s, the pidfile {:?}'s, and {pids:?} run",
+        status.pid,
+        scratch.pidfile()
+    );
+    Ok(())
+}
+
+fn judge(counts: &Counts, requests: u64, owner_dies: bool) -> Result<()> {
+    let lost = counts.lost + counts.silent;
+    ensure!(counts.refused == 0, "clients were refused: {counts:?}");
+    if !owner_dies {
+        ensure!(
+            lost + counts.idle_lost == 0,
+            "lost, and no process that owned it was killed: {counts:?}"
+        );
+        ensure!(
+            requests == counts.answered,
+            "the count is {requests}, but {} were answered",
+            counts.answered
+        );
+    }
+    ensure!(
+        lost <= CLIENTS,
+        "more is lost than was under way: {counts:?}"
+    );
+    ensure!(
+        requests <= counts.answered + lost,
+        "served twice: the count is {requests}: {counts:?}"
+    );
+    Ok(())
+}
+
+fn holds_what_it_held(scratch: &Scratch<'_>, before: &Before) -> Result<()> {
+    let pid = scratch.pidfile().context("no pidfile")?;
+    let mut now = BTreeMap::new();
+    let same = wait_for("nothing is held that was not before", || {
+        now = Scratch::descriptors(pid);
+        Ok(now == before.descriptors)
+    });
+    same.with_context(|| format!("descriptors before: {:?}; now: {now:?}", before.descriptors))
+}
+
+/// Nobody serves: clients are refused, and the names are free.
+fn is_gone(scratch: &Scratch<'_>, load: Load) -> Result<Counts> {
+    wait_for("a client is refused", || Ok(load.refused() > 0))?;
+    let counts = load.finish()?;
+    // A request, and one more that found its way into a queue from which nobody accepts any more.
+    ensure!(counts.lost <= 2 * CLIENTS, "{counts:?}");
+    ensure!(counts.silent == 0, "a client waits for nobody: {counts:?}");
+    let status = scratch.output(&["status"])?;
+    ensure!(
+        status.status.code() == Some(3),
+        "`hello status`: {}",
+        text(&status)
+    );
+    scratch.serve_anew()?;
+    Ok(counts)
+}
+
+/// It serves; and then it can be killed, and replaced by a new start.
+fn is_deaf(scratch: &mut Scratch<'_>, load: Load) -> Result<Counts> {
+    goes_on(&load)?;
+    let counts = load.finish()?;
+    ensure!(counts.refused == 0, "clients were refused: {counts:?}");
+    ensure!(counts.lost + counts.silent <= CLIENTS, "{counts:?}");
+    let pids = scratch.processes();
+    let [pid] = pids[..] else {
+        bail!("{pids:?} run");
+    };
+    Scratch::kill(pid);
+    wait_for("it is dead", || {
+        scratch.reap();
+        Ok(scratch.processes().is_empty())
+    })?;
+    scratch.serve_anew()?;
+    Ok(counts)
+}

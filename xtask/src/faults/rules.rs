@@ -1,0 +1,243 @@
+//! What must be seen in a cell. It follows from who can decide at that point of the conversation, and from nothing
+//! that was seen: docs/architecture.md and docs/protocol.md have the reasons.
+//!
+//! Before the child has said `Accepting` the parent is the service, whatever becomes of the child. Once the offer is
+//! complete the child succeeds a parent that *crashes*; one that says why it ends has not crashed. After the commit
+//! a parent that is silent for too long is killed by its child, and a child that does not accept by its parent.
+
+use std::time::Duration;
+
+use super::cells::{Boundary, Cell, Fault, Moment, Side};
+use super::scratch::READY_TIMEOUT;
+
+/// How a cell may end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// The parent serves on; the reload has failed.
+    Stays,
+    /// The child serves, and the parent has left.
+    Replaced,
+    /// The child serves, and the parent was killed or has crashed.
+    Succeeded,
+    /// Nobody serves, and a new server can start.
+    Gone,
+    /// This side serves on, and only SIGKILL ends it: the task that drives the succession has panicked.
+    Deaf(Side),
+}
+
+/// What must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    /// One of them.
+    pub(crate) endings: Vec<Ending>,
+    /// Exit codes of `hello reload` if nobody serves, or the one that does is deaf.
+    pub(crate) codes: Vec<i32>,
+    /// In which a failed reload was.
+    pub(crate) phase: Option<&'static str>,
+    /// Of which a failed reload names one.
+    pub(crate) reasons: Vec<&'static str>,
+    /// Requests owned by a process that ended may be lost.
+    pub(crate) owner_dies: bool,
+}
+
+/// `Hello` to `Commit` in the child, and silence after it, exceed the parent's limits by this: `CHILD_MARGIN`.
+const CHILD_MARGIN: Duration = Duration::from_secs(5);
+/// `RETIRE_TIMEOUT`, `ACCEPT_TIMEOUT` and `SILENCE_TIMEOUT`.
+const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+/// By which a delay exceeds the deadline.
+const BEYOND: Duration = Duration::from_millis(1500);
+
+/// How long a process must stand still to miss its peer's deadline.
+pub(crate) fn delay(boundary: &Boundary) -> Duration {
+    let deadline = match boundary.side {
+        Side::Child if !is_committing(boundary) && boundary.is_before("Accepting") => READY_TIMEOUT,
+        // After the commit it also exceeds the drain timeout, and what follows it.
+        Side::Child => STEP_TIMEOUT,
+        Side::Parent if boundary.is_before("Commit") => READY_TIMEOUT + STEP_TIMEOUT + CHILD_MARGIN,
+        Side::Parent => STEP_TIMEOUT + CHILD_MARGIN,
+    };
+    deadline + BEYOND
+}
+
+fn is_committing(boundary: &Boundary) -> bool {
+    !boundary.is_before("Commit") && boundary.is_before("Accepting")
+}
+
+pub(crate) fn rule(cell: &Cell) -> Rule {
+    let boundary = &cell.boundary;
+    match boundary.side {
+        Side::Child if boundary.is_before("Accepting") => {
+            child_before_accepting(boundary, cell.fault)
+        }
+        Side::Child => child_after(boundary, cell.fault),
+        Side::Parent if boundary.is_before("Commit") => parent_before_commit(boundary, cell.fault),
+        Side::Parent => parent_after(boundary, cell.fault),
+    }
+}
+
+fn child_before_accepting(boundary: &Boundary, fault: Fault) -> Rule {
+    let (phase, reasons) = (Some(phase(boundary)), reasons(fault));
+    let stays = Rule::new(&[Ending::Stays]).named(phase, reasons);
+    match fault {
+        // Whether it still has what it needs depends on what it has opened so far.
+        Fault::Emfile | Fault::Enospc => Rule::new(&[Ending::Stays, Ending::Replaced]),
+        _ => stays,
+    }
+}
+
+/// Without a probation the child is final a moment after `Accepting`: its death is the end of the service.
+fn child_after(boundary: &Boundary, fault: Fault) -> Rule {
+    let is_first_moment = (boundary.moment, boundary.message) == (Moment::AfterSay, "Accepting");
+    match fault {
+        // The parent may see the death before it says the last word.
+        Fault::Kill | Fault::Exit | Fault::SayExit if is_first_moment => {
+            Rule::new(&[Ending::Stays, Ending::Gone]).losing(&[0])
+        }
+        Fault::Kill | Fault::Exit | Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[0]),
+        Fault::Panic if is_first_moment => {
+            Rule::new(&[Ending::Stays, Ending::Deaf(Side::Child)]).losing(&[0])
+        }
+        Fault::Panic => Rule::new(&[Ending::Deaf(Side::Child)]).losing(&[0]),
+        // The connections that it has acknowledged, legibly or not, are its own.
+        Fault::Garbage
+        | Fault::Truncate
+        | Fault::Emfile
+        | Fault::Enospc
+        | Fault::Stop
+        | Fault::Delay => Rule::new(&[Ending::Replaced]),
+    }
+}
+
+fn parent_before_commit(boundary: &Boundary, fault: Fault) -> Rule {
+    match fault {
+        // The child has nothing to serve with; or was told why, so that this is no crash.
+        Fault::Kill | Fault::Exit if boundary.is_before("Offer") => {
+            Rule::new(&[Ending::Gone]).losing(&[4])
+        }
+        Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[4]),
+        Fault::Kill | Fault::Exit => Rule::new(&[Ending::Succeeded]).losing(&[]),
+        // A process that serves goes on serving: all that it still can.
+        Fault::Panic => Rule::new(&[Ending::Deaf(Side::Parent)]).codes(&[1, 4]),
+        Fault::Garbage | Fault::Truncate => Rule::new(&[Ending::Stays]).named(None, reasons(fault)),
+        Fault::Emfile | Fault::Enospc => Rule::new(&[Ending::Stays, Ending::Replaced]),
+        Fault::Stop | Fault::Delay => {
+            Rule::new(&[Ending::Stays]).named(None, vec!["the parent did not decide in time"])
+        }
+    }
+}
+
+fn parent_after(boundary: &Boundary, fault: Fault) -> Rule {
+    let has_left = (boundary.moment, boundary.message) == (Moment::AfterSay, "Bye");
+    match fault {
+        Fault::Emfile | Fault::Enospc => Rule::new(&[Ending::Replaced]),
+        _ if has_left => Rule::new(&[Ending::Replaced]),
+        // What it still serves is lost with it, and nothing else.
+        _ => Rule::new(&[Ending::Succeeded]).losing(&[]),
+    }
+}
+
+/// In which the parent is when the child fails here.
+fn phase(boundary: &Boundary) -> &'static str {
+    if boundary.is_before("Hello") {
+        "joining"
+    } else if boundary.is_before("Prepared") {
+        "booting"
+    } else if boundary.is_before("Ready") {
+        "restoring"
+    } else {
+        "committing"
+    }
+}
+
+fn reasons(fault: Fault) -> Vec<&'static str> {
+    match fault {
+        Fault::Kill => vec!["the child was killed by signal 9 (SIGKILL)"],
+        Fault::Exit => vec!["the child exited with status 70"],
+        Fault::SayExit => vec!["failpoint"],
+        Fault::Panic => vec![
+            "the child exited with status",
+            "it closed its end of the channel and lives on",
+        ],
+        Fault::Garbage | Fault::Truncate => vec!["not a message of this protocol", "malformed"],
+        Fault::Emfile | Fault::Enospc => vec![],
+        Fault::Stop | Fault::Delay => vec!["in time"],
+    }
+}
+
+impl Rule {
+    fn new(endings: &[Ending]) -> Self {
+        Self {
+            endings: endings.to_vec(),
+            codes: vec![],
+            phase: None,
+            reasons: vec![],
+            owner_dies: false,
+        }
+    }
+
+    fn named(self, phase: Option<&'static str>, reasons: Vec<&'static str>) -> Self {
+        Self {
+            phase,
+            reasons,
+            ..self
+        }
+    }
+
+    fn codes(self, codes: &[i32]) -> Self {
+        Self {
+            codes: codes.to_vec(),
+            ..self
+        }
+    }
+
+    fn losing(self, codes: &[i32]) -> Self {
+        Self {
+            owner_dies: true,
+            ..self.codes(codes)
+        }
+    }
+
+    /// Which exit codes of `hello reload` tell the truth of this ending.
+    pub(crate) fn codes_of(&self, ending: Ending) -> &[i32] {
+        match ending {
+            Ending::Stays => &[1],
+            Ending::Replaced | Ending::Succeeded => &[0],
+            Ending::Gone | Ending::Deaf(_) => &self.codes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cells::{all, boundaries};
+    use super::*;
+
+    fn endings(name: &str) -> Vec<Ending> {
+        let cell = all().into_iter().find(|cell| cell.to_string() == name);
+        rule(&cell.expect(name)).endings
+    }
+
+    #[test]
+    fn the_decision_is_where_the_design_has_it() {
+        assert_eq!(endings("child/before-say/Accepting=kill"), [Ending::Stays]);
+        assert_eq!(endings("child/heard/Confirm=kill"), [Ending::Gone]);
+        assert_eq!(endings("parent/before-say/Offer=kill"), [Ending::Gone]);
+        assert_eq!(endings("parent/after-say/Offer=kill"), [Ending::Succeeded]);
+        // Said, and therefore no crash.
+        assert_eq!(endings("parent/after-say/Offer=say-exit"), [Ending::Gone]);
+        assert_eq!(endings("parent/before-say/Commit=stop"), [Ending::Stays]);
+        assert_eq!(endings("parent/after-say/Commit=stop"), [Ending::Succeeded]);
+    }
+
+    #[test]
+    fn a_delay_is_longer_than_the_peer_waits() {
+        for boundary in boundaries() {
+            let least = if boundary.side == Side::Parent {
+                STEP_TIMEOUT + CHILD_MARGIN
+            } else {
+                READY_TIMEOUT
+            };
+            assert!(delay(&boundary) > least, "{boundary}");
+        }
+    }
+}
