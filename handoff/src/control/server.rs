@@ -65,6 +65,20 @@ struct Clients {
     outboxes: Mutex<Vec<Weak<Outbox>>>,
 }
 
+fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)
+    )
+}
+
+async fn wait_out(error: &io::Error, exhausted: &mut Rarely) {
+    if let Some(times) = exhausted.again() {
+        tracing::warn!(%error, times, "the control socket cannot accept; trying again");
+    }
+    tokio::time::sleep(EXHAUSTED_PAUSE).await;
+}
+
 impl Server {
     /// Serves a listening Unix stream socket, made by [`bind`](super::bind()) or inherited.
     ///
@@ -111,8 +125,16 @@ impl Server {
     pub async fn run(&self, requests: mpsc::Sender<Incoming>) -> io::Result<()> {
         // A duplicate, so that it is registered with epoll for only as long as this runs: epoll
         // would go on to report a listener that another process accepts on.
-        let listener = UnixListener::from_std(self.listener()?.into())?;
         let mut exhausted = Rarely::default();
+        let listener = loop {
+            match self.listener() {
+                Ok(listener) => break UnixListener::from_std(listener.into())?,
+                Err(error) if is_exhaustion(&error) => {
+                    wait_out(&error, &mut exhausted).await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
         loop {
             let accepted = tokio::select! {
                 () = requests.closed() => return Ok(()),
@@ -120,14 +142,9 @@ impl Server {
             };
             match accepted {
                 Ok((stream, _address)) => self.admit(stream, &requests),
+                Err(error) if is_exhaustion(&error) => wait_out(&error, &mut exhausted).await,
                 Err(error) => match Errno::from_io_error(&error) {
                     Some(Errno::CONNABORTED | Errno::INTR) => {}
-                    Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
-                        if let Some(times) = exhausted.again() {
-                            tracing::warn!(%error, times, "the control socket cannot accept; trying again");
-                        }
-                        tokio::time::sleep(EXHAUSTED_PAUSE).await;
-                    }
                     _ => return Err(error),
                 },
             }

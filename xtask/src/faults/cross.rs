@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::process::{Child, Output};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
 use super::cells::{Cell, Fault, Side};
 use super::load::{CLIENTS, Counts, Load};
-use super::rules::{Ending, Rule, delay, rule};
+use super::rules::{Ending, Losses, Rule, delay, rule};
 use super::scratch::{LOOK_AGAIN, Programs, Scratch, state_and_parent, text, wait_for};
 
 /// Requests that must be answered before the service counts as going on.
 const GOES_ON: u64 = 10;
+/// From SIGCONT to the first sign of a reload that a SIGHUP asked for.
+const HANGUP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was seen.
 #[derive(Clone, Debug, Serialize)]
@@ -33,15 +35,19 @@ pub(crate) fn cross(programs: &Programs, number: usize, cell: &Cell) -> Result<S
             let log = scratch.log();
             let lines: Vec<&str> = log.lines().rev().take(12).collect();
             let lines: Vec<&str> = lines.into_iter().rev().collect();
-            Err(error.context(format!("log of the server:\n  {}", lines.join("\n  "))))
+            Err(anyhow!(
+                "{error:#}\nlog of the server:\n  {}",
+                lines.join("\n  ")
+            ))
         }
     }
 }
 
 fn checked(scratch: &mut Scratch<'_>, cell: &Cell) -> Result<Seen> {
-    let before = Before::of(scratch)?;
+    let mut before = Before::of(scratch)?;
     let load = Load::start(scratch.address).context("before the fault")?;
     goes_on(&load).context("before the fault")?;
+    before.under_load(scratch);
     let output = reload(scratch, cell, &load)?;
     let rule = rule(cell);
     scratch.all_are_well()?;
@@ -55,7 +61,7 @@ fn checked(scratch: &mut Scratch<'_>, cell: &Cell) -> Result<Seen> {
     let counts = match ending {
         Ending::Gone => is_gone(scratch, load)?,
         Ending::Deaf(_) => is_deaf(scratch, load)?,
-        _ => serves(scratch, &rule, ending, load, &before)?,
+        _ => serves(scratch, cell, &rule, ending, load, &before)?,
     };
     Ok(Seen {
         ending: format!("{ending:?}"),
@@ -71,13 +77,22 @@ struct Before {
 
 impl Before {
     fn of(scratch: &Scratch<'_>) -> Result<Self> {
-        let mut last = Scratch::descriptors(scratch.parent);
-        // Until the client that asked for the status has gone.
-        wait_for("the server is at rest", || {
-            let now = Scratch::descriptors(scratch.parent);
-            Ok(std::mem::replace(&mut last, now.clone()) == now)
+        wait_for("the client that asked for the status has gone", || {
+            Ok(!scratch.has_clients()?)
         })?;
-        Ok(Self { descriptors: last })
+        Ok(Self {
+            descriptors: Scratch::descriptors(scratch.parent),
+        })
+    }
+
+    /// What a server opens once it has work is not given back.
+    fn under_load(&mut self, scratch: &Scratch<'_>) {
+        for (kind, count) in Scratch::descriptors(scratch.parent) {
+            if kind.starts_with("anon_inode:[event") {
+                let most = self.descriptors.entry(kind).or_insert(0);
+                *most = count.max(*most);
+            }
+        }
     }
 }
 
@@ -93,7 +108,7 @@ fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &Load) -> Result<Output>
             load.finish_upload();
         }
         if cell.fault == Fault::Stop {
-            thaw_in_time(scratch, cell, &mut frozen_at);
+            thaw_in_time(scratch, cell, &mut frozen_at)?;
         }
         ensure!(
             began.elapsed() < Duration::from_secs(60),
@@ -117,17 +132,43 @@ fn is_stopped(pid: u32) -> bool {
     state_and_parent(pid).is_some_and(|(state, _)| state == 'T')
 }
 
-fn thaw_in_time(scratch: &Scratch<'_>, cell: &Cell, frozen_at: &mut Option<Instant>) {
+fn thaw_in_time(scratch: &Scratch<'_>, cell: &Cell, frozen_at: &mut Option<Instant>) -> Result<()> {
     for pid in scratch
         .processes()
         .into_iter()
         .filter(|pid| is_stopped(*pid))
     {
         let at = *frozen_at.get_or_insert_with(Instant::now);
+        // The kernel may thaw it, and make it reload: see `after_the_hangup`.
+        scratch.all_are_well()?;
         if at.elapsed() > delay(&cell.boundary) {
             Scratch::thaw(pid);
         }
     }
+    Ok(())
+}
+
+/// A process group that is orphaned while a member is stopped gets SIGHUP and SIGCONT from the kernel (setpgid(2),
+/// POSIX `_exit`): the child of a parent that ends is such a group, and SIGHUP means reload. The generation that
+/// serves after that.
+fn after_the_hangup(scratch: &mut Scratch<'_>) -> Result<u64> {
+    let since = Instant::now();
+    let mut generation = 0;
+    wait_for("the reload by SIGHUP has ended", || {
+        scratch.reap();
+        let has_begun = scratch.log().contains("why=\"SIGHUP\"");
+        let Some(status) = scratch.status()? else {
+            return Ok(false);
+        };
+        generation = status.generation;
+        // The group may have been orphaned before its member was stopped: then there is no signal.
+        let is_over = !has_begun || generation > 2;
+        Ok(is_over
+            && (has_begun || since.elapsed() > HANGUP_PATIENCE)
+            && scratch.processes() == [status.pid]
+            && scratch.zombies().is_empty())
+    })?;
+    Ok(generation)
 }
 
 /// Waits until the processes that are left, and the exit code, are those of an ending that the rule allows.
@@ -186,12 +227,20 @@ fn goes_on(load: &Load) -> Result<()> {
 /// One process is the service in every respect, and can be replaced at once.
 fn serves(
     scratch: &mut Scratch<'_>,
+    cell: &Cell,
     rule: &Rule,
     ending: Ending,
     load: Load,
     before: &Before,
 ) -> Result<Counts> {
-    let generation = if ending == Ending::Stays { 1 } else { 2 };
+    let is_orphaned_group = cell.fault == Fault::Stop
+        && cell.boundary.side == Side::Child
+        && ending == Ending::Replaced;
+    let generation = match ending {
+        Ending::Stays => 1,
+        _ if is_orphaned_group => after_the_hangup(scratch)?,
+        _ => 2,
+    };
     owns_the_names(scratch, generation)?;
     goes_on(&load)?;
     // With all of the load still there.
@@ -208,7 +257,7 @@ fn serves(
     owns_the_names(scratch, generation + 1)?;
     goes_on(&load)?;
     let counts = load.finish()?;
-    judge(&counts, requests(scratch)?, rule.owner_dies)?;
+    judge(&counts, requests(scratch)?, rule.losses)?;
     holds_what_it_held(scratch, before)?;
     Ok(counts)
 }
@@ -221,7 +270,13 @@ fn requests(scratch: &Scratch<'_>) -> Result<u64> {
 }
 
 fn owns_the_names(scratch: &Scratch<'_>, generation: u64) -> Result<()> {
-    let status = scratch.status()?.context("nobody answers `hello status`")?;
+    let mut status = None;
+    let answered = wait_for("the control socket answers", || {
+        status = scratch.status()?;
+        Ok(status.is_some())
+    });
+    answered.with_context(|| format!("control socket of {:?}", scratch.processes()))?;
+    let status = status.context("no status")?;
     let pids = scratch.processes();
     ensure!(
         status.generation == generation,
@@ -237,13 +292,17 @@ fn owns_the_names(scratch: &Scratch<'_>, generation: u64) -> Result<()> {
     Ok(())
 }
 
-fn judge(counts: &Counts, requests: u64, owner_dies: bool) -> Result<()> {
+fn judge(counts: &Counts, requests: u64, losses: Losses) -> Result<()> {
     let lost = counts.lost + counts.silent;
     ensure!(counts.refused == 0, "clients were refused: {counts:?}");
-    if !owner_dies {
+    if losses != Losses::OfTheDead {
         ensure!(
-            lost + counts.idle_lost == 0,
+            lost == 0,
             "lost, and no process that owned it was killed: {counts:?}"
+        );
+        ensure!(
+            counts.closed == 0 || losses == Losses::Closed,
+            "closed, although it could have moved: {counts:?}"
         );
         ensure!(
             requests == counts.answered,
@@ -302,7 +361,8 @@ fn is_deaf(scratch: &mut Scratch<'_>, load: Load) -> Result<Counts> {
     Scratch::kill(pid);
     wait_for("it is dead", || {
         scratch.reap();
-        Ok(scratch.processes().is_empty())
+        // Its directory is given up before its sockets and locks are: only a zombie has nothing left.
+        Ok(state_and_parent(pid).is_none_or(|(state, _)| state == 'Z'))
     })?;
     scratch.serve_anew()?;
     Ok(counts)

@@ -31,8 +31,8 @@ pub(crate) struct Counts {
     pub(crate) refused: u64,
     /// No answer for as long as a client waits.
     pub(crate) silent: u64,
-    /// Idle connections on which a request at the end got no answer.
-    pub(crate) idle_lost: u64,
+    /// Connections that rested, and the session, that were ended in order.
+    pub(crate) closed: u64,
 }
 
 impl Counts {
@@ -41,7 +41,7 @@ impl Counts {
         self.lost += other.lost;
         self.refused += other.refused;
         self.silent += other.silent;
-        self.idle_lost += other.idle_lost;
+        self.closed += other.closed;
     }
 }
 
@@ -120,7 +120,7 @@ impl Load {
             match client.get("/healthz") {
                 Ok((200, _)) => {}
                 Ok((status, _)) => bail!("an idle client got {status}"),
-                Err(_) => sum.idle_lost += 1,
+                Err(_) => sum.closed += 1,
             }
         }
         let wrong = self.shared.wrong.lock();
@@ -206,6 +206,11 @@ fn talks(mut session: Client, shared: &Shared) -> Counts {
             }
             Ok(answer) => {
                 shared.wrong(format!("message {number} was answered by {answer:?}"));
+                break;
+            }
+            // By a Close frame.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {
+                counts.closed += 1;
                 break;
             }
             Err(error) => {
@@ -331,8 +336,7 @@ impl Client {
         self.stream.read_exact(&mut body)?;
         match head[0] {
             0x81 => Ok(String::from_utf8_lossy(&body).into_owned()),
-            // A close: the server ends the session in order, which it need not.
-            0x88 => Err(io::ErrorKind::UnexpectedEof.into()),
+            0x88 => Err(io::ErrorKind::ConnectionAborted.into()),
             other => Err(malformed(&format!("frame {other:#x}"))),
         }
     }

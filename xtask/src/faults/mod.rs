@@ -141,10 +141,7 @@ impl Progress {
 
     fn show(&self, done: &[Crossed]) {
         let Some(last) = done.last() else { return };
-        let failed = done
-            .iter()
-            .filter(|crossed| crossed.failure.is_some())
-            .count();
+        let failed = done.iter().filter(|crossed| crossed.has_failed()).count();
         let elapsed: Duration = self.began.elapsed();
         let line = format!(
             "{}/{} cells, {failed} failed, {} s; {}",
@@ -155,7 +152,7 @@ impl Progress {
         );
         let mut stderr = std::io::stderr().lock();
         // That nobody reads it changes nothing.
-        let _ = if last.failure.is_some() {
+        let _ = if last.has_failed() {
             let clear = if self.is_live { "\r\x1b[K" } else { "" };
             writeln!(stderr, "{clear}FAIL {}", last.cell)
         } else if self.is_live {

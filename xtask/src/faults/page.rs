@@ -18,7 +18,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: 12px }
 ";
 
 pub(crate) fn page(report: &Report) -> String {
-    let failed = report.cells.iter().filter(|c| c.failure.is_some()).count();
+    let failed = report.cells.iter().filter(|c| c.has_failed()).count();
     let seconds = Duration::from_millis(report.took_ms).as_secs();
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\">\
@@ -31,6 +31,9 @@ pub(crate) fn page(report: &Report) -> String {
     page += "<p class=\"none\">";
     for (number, excuse) in (1..).zip(excuses()) {
         page += &format!("n/a {number}: {}. ", escape(excuse));
+    }
+    for (number, why) in (1..).zip(report.known()) {
+        page += &format!("known {number}: {}. ", escape(why));
     }
     page += "-: not run.</p>\n";
     for crossed in &report.cells {

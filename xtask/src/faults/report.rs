@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::cells::{Boundary, Cell, FAULTS, Fault, boundaries};
 use super::cross::Seen;
 use super::page;
+use super::rules::known;
 
 /// One cell, as it was.
 #[derive(Clone, Debug, Serialize)]
@@ -20,6 +21,8 @@ pub(crate) struct Crossed {
     pub(crate) seen: Option<Seen>,
     /// What did not hold.
     pub(crate) failure: Option<String>,
+    /// Why that is no news.
+    pub(crate) known: Option<&'static str>,
     pub(crate) took_ms: u64,
 }
 
@@ -43,9 +46,17 @@ impl Crossed {
             name: cell.to_string(),
             cell,
             seen,
+            known: known(&cell).filter(|_| failure.is_some()),
             failure,
             took_ms: millis(took),
         }
+    }
+}
+
+impl Crossed {
+    /// And nobody knew.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failure.is_some() && self.known.is_none()
     }
 }
 
@@ -61,7 +72,15 @@ impl Report {
     }
 
     pub(crate) fn has_failed(&self) -> bool {
-        self.cells.iter().any(|crossed| crossed.failure.is_some())
+        self.cells.iter().any(Crossed::has_failed)
+    }
+
+    /// What is known to fail, each reason once.
+    pub(crate) fn known(&self) -> Vec<&'static str> {
+        let mut known: Vec<_> = self.cells.iter().filter_map(|c| c.known).collect();
+        known.sort_unstable();
+        known.dedup();
+        known
     }
 
     pub(crate) fn find(&self, cell: &Cell) -> Option<&Crossed> {
@@ -77,9 +96,17 @@ impl Report {
     /// In one word, or the number of the note that says why there is nothing to see.
     pub(crate) fn word(&self, cell: &Cell) -> String {
         match (self.find(cell), cell.excuse()) {
-            (Some(crossed), _) if crossed.failure.is_some() => "FAIL".to_owned(),
+            (Some(crossed), _) if crossed.has_failed() => "FAIL".to_owned(),
+            (
+                Some(Crossed {
+                    known: Some(why), ..
+                }),
+                _,
+            ) => {
+                format!("known {}", place(&self.known(), why))
+            }
             (Some(_), _) => "ok".to_owned(),
-            (None, Some(excuse)) => format!("n/a {}", note(excuse)),
+            (None, Some(excuse)) => format!("n/a {}", place(&excuses(), excuse)),
             (None, None) => "-".to_owned(),
         }
     }
@@ -99,6 +126,9 @@ impl Report {
         for (number, excuse) in (1..).zip(excuses()) {
             table += &format!("n/a {number}: {excuse}\n");
         }
+        for (number, why) in (1..).zip(self.known()) {
+            table += &format!("known {number}: {why}\n");
+        }
         table + "-: not run\n"
     }
 
@@ -106,15 +136,16 @@ impl Report {
     pub(crate) fn verdict(&self) -> String {
         let mut lines = String::new();
         for crossed in &self.cells {
-            if let Some(failure) = &crossed.failure {
+            if let (Some(failure), None) = (&crossed.failure, crossed.known) {
                 lines += &format!("FAIL {}: {failure}\n\n", crossed.name);
             }
         }
-        let failed = self.cells.iter().filter(|c| c.failure.is_some()).count();
+        let failed = self.cells.iter().filter(|c| c.has_failed()).count();
+        let known = self.cells.iter().filter(|c| c.known.is_some()).count();
         let seconds = Duration::from_millis(self.took_ms).as_secs_f64();
         lines
             + &format!(
-                "{} cells, {failed} failed, in {seconds:.0} s\n",
+                "{} cells, {failed} failed, {known} known to, in {seconds:.0} s\n",
                 self.cells.len()
             )
     }
@@ -146,8 +177,8 @@ pub(crate) fn excuses() -> Vec<&'static str> {
     excuses
 }
 
-fn note(excuse: &str) -> usize {
-    let place = excuses().iter().position(|other| *other == excuse);
+fn place(of: &[&str], reason: &str) -> usize {
+    let place = of.iter().position(|other| *other == reason);
     place.map_or(0, |place| place + 1)
 }
 
@@ -184,7 +215,11 @@ mod tests {
                 .verdict()
                 .contains("FAIL child/before-say/Hello=exit: a <b> was lost")
         );
-        assert!(report.verdict().ends_with("2 cells, 1 failed, in 1 s\n"));
+        assert!(
+            report
+                .verdict()
+                .ends_with("2 cells, 1 failed, 0 known to, in 1 s\n")
+        );
         let table = report.table();
         let row = table.lines().nth(1).unwrap();
         assert!(

@@ -163,6 +163,15 @@ impl<'a> Scratch<'a> {
         status(&self.dir, self.programs)
     }
 
+    /// Whether somebody is connected to the control socket.
+    pub(crate) fn has_clients(&self) -> Result<bool> {
+        let control = self.dir.join("hello.pid.sock").display().to_string();
+        // Connected (03): the server's end bears the listener's path.
+        Ok(fs::read_to_string("/proc/net/unix")?.lines().any(|line| {
+            line.ends_with(&control) && line.split_ascii_whitespace().nth(5) == Some("03")
+        }))
+    }
+
     /// The pid in the pidfile, if there is one.
     pub(crate) fn pidfile(&self) -> Option<u32> {
         fs::read_to_string(self.dir.join("hello.pid"))
