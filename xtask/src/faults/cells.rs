@@ -153,6 +153,8 @@ impl Cell {
     pub(crate) fn is_in_fast_half(&self) -> bool {
         match self.fault {
             Fault::Kill | Fault::SayExit | Fault::Garbage => true,
+            // `hello reload` waits to its own deadline.
+            Fault::Panic if self.boundary.side == Side::Parent => false,
             Fault::Exit | Fault::Truncate | Fault::Panic | Fault::Emfile | Fault::Enospc => {
                 self.boundary.moment == Moment::BeforeSay
             }

@@ -11,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal, prlimit,
 };
@@ -256,8 +257,21 @@ impl<'a> Scratch<'a> {
         signal(pid, Signal::CONT);
     }
 
-    pub(crate) fn kill(pid: u32) {
+    fn kill(pid: u32) {
         signal(pid, Signal::KILL);
+    }
+
+    /// Returns when it has given up all that it had. Its directory is given up before, and a process whose first
+    /// thread is a zombie may have others that still hold its sockets and locks: only the pidfd tells.
+    pub(crate) fn kill_and_wait(pid: u32) -> Result<()> {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pidfd = pidfd_open(pid.context("not a pid")?, PidfdFlags::empty())?;
+        pidfd_send_signal(&pidfd, Signal::KILL)?;
+        wait_for("it is dead", || {
+            let now = Timespec::default();
+            let polled = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now));
+            Ok(polled? > 0)
+        })
     }
 
     /// What a fault has lowered.
