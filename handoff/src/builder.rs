@@ -318,6 +318,7 @@ fn own_the_names(shared: &Shared) -> Result<(), StartError> {
     let refused = |e: &dyn std::error::Error| StartError::Pidfile(words(e));
     pidfile::prepare_directory(&paths.pidfile).map_err(|e| refused(&e))?;
     shared.set_lock(Lock::acquire(paths).map_err(|e| refused(&e))?);
+    pidfile::Spare::sweep(&paths.pidfile);
     let socket = control::bind(&paths.socket).map_err(|e| refused(&e))?;
     shared.set_control(
         control::Server::new(socket).map_err(io_error("listen on the control socket"))?,

@@ -821,6 +821,20 @@ impl ChildDriver {
         }
     }
 
+    /// Whether this process may be the service: its parent has word of it, or is no more, or has said its last word.
+    pub(crate) fn may_serve(&self) -> bool {
+        self.is_final || self.orphaned || self.link.has_said_accepting()
+    }
+
+    /// There is nobody to talk with any more, and this process is the service if anybody is.
+    pub(crate) fn sever(&mut self) {
+        // What was acknowledged is this process's.
+        self.intake.give_all(&self.shared);
+        if !self.is_final {
+            self.become_final();
+        }
+    }
+
     /// A parent that crashed has said no `Bye`, for which somebody may be waiting.
     fn tell_what_is_lost(&self) {
         let Some(Generation { generation, pid }) = self.parent else {
@@ -840,6 +854,9 @@ impl ChildDriver {
         self.orphaned = crashed && !self.is_final;
         self.intake.give_all(&self.shared);
         if crashed {
+            if let Some(parent) = self.parent {
+                self.shared.forget_pidfile_of(parent.pid);
+            }
             tracing::error!("the parent has crashed; what it still served is lost");
             if self.is_final {
                 self.tell_what_is_lost();

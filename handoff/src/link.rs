@@ -120,6 +120,7 @@ pub(crate) struct Link {
     pub(crate) timers: Timers,
     /// The channel may be passed on: a death is not the end of the conversation.
     expects_successor: bool,
+    said_accepting: bool,
     told_vanished: bool,
     /// The channel has ended, or is not to be believed any more: when.
     deaf_since: Option<Instant>,
@@ -139,6 +140,7 @@ impl Link {
             peer: Peer::new(pidfd)?,
             timers: Timers::default(),
             expects_successor: false,
+            said_accepting: false,
             told_vanished: false,
             deaf_since: None,
             told_broken: false,
@@ -200,8 +202,14 @@ impl Link {
         tracing::trace!(%message, fds = fds.len(), "say");
         self.come_by("before-say", message);
         let said = self.channel.queue(message, fds);
+        self.said_accepting |= matches!(message, Message::Accepting);
         self.come_by("after-say", message);
         said
+    }
+
+    /// Whether this side has said that it serves.
+    pub(crate) fn has_said_accepting(&self) -> bool {
+        self.said_accepting
     }
 
     /// Writes what is queued before this process ends.

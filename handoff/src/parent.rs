@@ -107,6 +107,8 @@ impl ParentDriver {
         runtime: &tokio::runtime::Handle,
     ) -> Result<(Spawned, OwnedFd, Capture), String> {
         let _context = runtime.enter();
+        // Should the child fail once the pidfile names it.
+        shared.prepare_pidfile().map_err(|e| crate::words(&e))?;
         let (ours, theirs) =
             channel::pair().map_err(|e| format!("cannot make the channel: {e}"))?;
         let watcher = shared.clone();
@@ -194,6 +196,15 @@ impl ParentDriver {
     /// Whether the child is final, so that this process only drains.
     pub(crate) fn is_confirmed(&self) -> bool {
         self.machine.is_confirmed()
+    }
+
+    /// Whether this process is the service no more and has nothing to finish: all is said, or it broke off between
+    /// deciding that the child is final and acting on it.
+    pub(crate) fn is_past_all(&self) -> bool {
+        match self.machine.state() {
+            State::Ended => true,
+            _ => self.is_confirmed() && self.transfer.is_none(),
+        }
     }
 
     /// Whether an operator may still decide.
@@ -830,6 +841,8 @@ impl ParentDriver {
         if undo >= Undo::Ownership {
             self.shared.publish_or_log();
         }
+        self.shared.forget_pidfile();
+        self.shared.forget_pidfile_of(self.pid());
         if undo >= Undo::Retired {
             self.shared.call(Turn::Revoked);
         }

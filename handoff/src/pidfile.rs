@@ -9,27 +9,32 @@
 //! - **The lock file is never renamed or removed**: two processes could hold "the" lock on two
 //!   files. It stays behind, empty, when the server has stopped.
 //! - **The pidfile is replaced by rename**: a reader sees the old pid or the new one, never
-//!   none and never half of one.
+//!   none and never half of one. Both processes of a reload have written theirs beside it before anything is
+//!   decided: a disk that is full fails the reload, not the pidfile of who serves afterwards.
 //! - **Before a process is signalled it is held by its pidfd**, and the pidfile is read again
 //!   ([`find`]): the signal reaches the server or nobody, never a stranger with a reused pid.
 //! - **A symlink is refused**, for reading as for writing: a rename would replace the link rather
 //!   than the file it points to, and what others can create in `/tmp` must not redirect us.
 
 use std::env;
-use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
 
+pub(crate) use write::Spare;
+pub use write::{Pidfile, WriteError};
+
 use crate::listeners::MAX_UNIX_PATH;
 use crate::process::{self, Signal};
+
+mod write;
 
 /// How often to look again if the pidfile changes while it is read. It changes once a reload.
 const FIND_TRIES: u32 = 10;
@@ -294,117 +299,6 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// Why the pidfile could not be written or removed. What was there is still there.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// A symlink.
-    #[error(
-        "pidfile `{}` is a symlink to `{}`: name the file itself", pidfile.display(),
-        target.display()
-    )]
-    Symlink {
-        /// The pidfile.
-        pidfile: PathBuf,
-        /// Where it points to.
-        target: PathBuf,
-    },
-    /// A directory, a device, a socket.
-    #[error("pidfile `{}` is not a regular file: choose another path", _0.display())]
-    NotAFile(PathBuf),
-    /// A system call failed.
-    #[error("cannot {step} pidfile `{}`{}", pidfile.display(), advice(source))]
-    Io {
-        /// The pidfile.
-        pidfile: PathBuf,
-        /// What was tried.
-        step: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
-}
-
-/// Writing and removing a pidfile. Both are for the holder of the [`Lock`].
-#[derive(Debug)]
-pub enum Pidfile {}
-
-impl Pidfile {
-    /// Makes `pidfile` name `pid`, atomically, with mode 0644.
-    ///
-    /// # Errors
-    /// [`WriteError`].
-    pub fn write(pidfile: &Path, pid: u32) -> Result<(), WriteError> {
-        let error = |source| WriteError::Io {
-            pidfile: pidfile.to_owned(),
-            step: "write",
-            source,
-        };
-        match fs::symlink_metadata(pidfile) {
-            Ok(found) if found.is_symlink() => {
-                let target = fs::read_link(pidfile).map_err(error)?;
-                return Err(WriteError::Symlink {
-                    pidfile: pidfile.to_owned(),
-                    target,
-                });
-            }
-            Ok(found) if !found.is_file() => return Err(WriteError::NotAFile(pidfile.to_owned())),
-            Ok(_) => {}
-            Err(source) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(error(source)),
-        }
-        let mut name = OsString::from(".");
-        name.push(pidfile.file_name().unwrap_or_default());
-        name.push(format!(".{pid}.new"));
-        let temporary = pidfile.with_file_name(name);
-        let written = write_new(&temporary, format!("{pid}\n").as_bytes());
-        let placed = written.and_then(|()| fs::rename(&temporary, pidfile));
-        placed.map_err(|source| {
-            // Gone already if it could not be made.
-            let _ = fs::remove_file(&temporary);
-            error(source)
-        })
-    }
-
-    /// Removes `pidfile` if it still names `pid`; says whether it did. A parent thus never
-    /// removes its child's.
-    ///
-    /// # Errors
-    /// [`WriteError::Io`].
-    pub fn remove(pidfile: &Path, pid: u32) -> Result<bool, WriteError> {
-        if read_pid(pidfile).ok() != Some(pid) {
-            return Ok(false);
-        }
-        let removed = fs::remove_file(pidfile).map(|()| true);
-        removed.map_err(|source| WriteError::Io {
-            pidfile: pidfile.to_owned(),
-            step: "remove",
-            source,
-        })
-    }
-}
-
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // Follows no symlink and opens nothing that is there already.
-    let create = || {
-        OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o644)
-            .open(path)
-    };
-    let mut file = match create() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // Left by a process of the same pid that was killed here.
-            fs::remove_file(path)?;
-            create()?
-        }
-        created => created?,
-    };
-    // Readable for all whatever the umask: `kill -USR2 $(cat pidfile)`.
-    file.set_permissions(Permissions::from_mode(0o644))?;
-    file.write_all(bytes)
 }
 
 /// What is at the place of a pidfile instead of a pid.

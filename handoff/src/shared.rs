@@ -26,7 +26,7 @@ use crate::{
     listeners::Listener,
     live::{ConnectionGuard, Live},
     news::News,
-    pidfile::{Lock, Paths, Pidfile, WriteError},
+    pidfile::{Lock, Paths, Pidfile, Spare, WriteError},
     process::Program,
     state::{Deltas, Section},
     wire::Older,
@@ -232,6 +232,8 @@ pub(crate) struct Shared {
     /// The kinds of connections that this process adopts.
     kinds: Mutex<HashSet<String>>,
     owned: Mutex<Owned>,
+    /// The pidfile that this process may come to need.
+    spare: Mutex<Option<Spare>>,
     /// The hook that was called last.
     hook: Mutex<Option<JoinHandle<()>>>,
     /// The snapshot that is being taken.
@@ -276,6 +278,7 @@ impl Shared {
             sections: Mutex::default(),
             kinds: Mutex::default(),
             owned: Mutex::default(),
+            spare: Mutex::default(),
             hook: Mutex::default(),
             snapshot: tokio::sync::Mutex::default(),
             draining: Mutex::default(),
@@ -449,11 +452,38 @@ impl Shared {
 
     /// Puts this process's pid into the pidfile and answers on the control socket.
     pub(crate) fn publish(&self) -> Result<(), WriteError> {
-        if let Some(paths) = &self.paths {
-            Pidfile::write(&paths.pidfile, self.identity().pid)?;
+        match (self.spare().take(), &self.paths) {
+            (Some(spare), _) => spare.place()?,
+            (None, Some(paths)) => Pidfile::write(&paths.pidfile, self.identity().pid)?,
+            (None, None) => {}
         }
         self.serve_control();
         Ok(())
+    }
+
+    /// Writes the pidfile that [`publish`](Self::publish) puts into its place.
+    pub(crate) fn prepare_pidfile(&self) -> Result<(), WriteError> {
+        if let Some(paths) = &self.paths {
+            let spare = Spare::prepare(&paths.pidfile, self.identity().pid)?;
+            *self.spare() = Some(spare);
+        }
+        Ok(())
+    }
+
+    /// What this process has prepared is not needed.
+    pub(crate) fn forget_pidfile(&self) {
+        self.spare().take();
+    }
+
+    /// The same of what a process has that has died.
+    pub(crate) fn forget_pidfile_of(&self, pid: u32) {
+        if let Some(paths) = &self.paths {
+            Spare::forget(&paths.pidfile, pid);
+        }
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn serve_control(&self) {
@@ -497,6 +527,7 @@ impl Shared {
     /// Everything that names the service is the successor's alone: this process's copies are closed.
     pub(crate) fn release(&self) {
         self.pause_control();
+        self.forget_pidfile();
         let mut owned = self.owned();
         owned.lock = None;
         owned.listeners.retain(|l| self.is_removed(l.name()));
@@ -506,6 +537,7 @@ impl Shared {
     /// meanwhile has his files removed.
     pub(crate) fn retract(&self, child: Option<u32>) {
         self.pause_control();
+        self.forget_pidfile();
         let mut owned = self.owned();
         for listener in &owned.listeners {
             if let Err(error) = listener.unlink() {
@@ -519,6 +551,7 @@ impl Shared {
         if let Some(paths) = &self.paths {
             // Whoever holds the lock is the service: a name that a dead child of ours left is ours to remove.
             for pid in [Some(self.identity().pid), child].into_iter().flatten() {
+                Spare::forget(&paths.pidfile, pid);
                 if let Err(error) = Pidfile::remove(&paths.pidfile, pid) {
                     tracing::warn!(%error, "cannot remove the pidfile");
                 }
@@ -530,6 +563,7 @@ impl Shared {
 
     /// Removes the paths of listeners that this process has bound and will not serve.
     pub(crate) fn retract_added(&self, added: &[String]) {
+        self.forget_pidfile();
         for listener in self
             .owned()
             .listeners

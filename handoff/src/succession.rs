@@ -3,6 +3,8 @@
 
 use std::{
     future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
@@ -36,6 +38,12 @@ pub(crate) enum Command {
     /// It has its state and is well: serve when allowed.
     Ready(Result<(), String>, oneshot::Sender<()>),
 }
+
+/// A process that panics more often than that does nothing else.
+const MAX_PANICS: u32 = 3;
+
+/// In words, for whoever asked for the reload.
+const PANICKED: &str = "this generation has panicked, which is a bug; its log has the place";
 
 /// A child that runs, or why it does not.
 type Started = Result<Box<ParentDriver>, (String, Option<mpsc::UnboundedReceiver<PassRequest>>)>;
@@ -119,13 +127,59 @@ impl Succession {
 
     /// Runs until this process has nothing more to do.
     pub(crate) async fn run(mut self) {
+        let mut panics = 0;
         let result = loop {
-            let woken = self.next().await;
-            if let Some(result) = self.handle(woken) {
-                break result;
+            match unless_panicked(self.turn()).await {
+                Some(None) => {}
+                Some(Some(result)) => break result,
+                None => {
+                    panics += 1;
+                    self.survive(panics);
+                }
             }
         };
         self.end(result).await;
+    }
+
+    async fn turn(&mut self) -> Option<Result<Report, String>> {
+        if self.result.is_some() {
+            return self.result.take();
+        }
+        let woken = self.next().await;
+        self.handle(woken)
+    }
+
+    /// A panic in here is a bug of ours, and costs as little as it can. Where another process is the service, or is about
+    /// to be, that one sees our death and goes on; a process in doubt must not stand in its way. Otherwise this process is
+    /// the service: a reload that is under way fails like one of which the child broke the protocol, and what older
+    /// generations still have to pass on they finish themselves.
+    fn survive(&mut self, panics: u32) {
+        let phase = *self.shared.phase.borrow();
+        let is_judged =
+            self.upstream.as_ref().is_some_and(|up| !up.may_serve()) || phase == Phase::Returning;
+        let is_replaced = self
+            .downstream
+            .as_ref()
+            .is_some_and(ParentDriver::is_past_all);
+        if is_judged || is_replaced || panics > MAX_PANICS {
+            std::process::abort();
+        }
+        tracing::error!("the succession has panicked, which is a bug; this process serves on");
+        if phase == Phase::Starting {
+            self.result = Some(Err(PANICKED.to_owned()));
+            return;
+        }
+        // A parent that has not said its last word sees the end of the channel, and kills us.
+        for mut up in self.elders.drain(..).chain(self.upstream.take()) {
+            up.sever();
+        }
+        if let Some(down) = &mut self.downstream {
+            let effects = down.handle(ParentEvent::Broken(PANICKED.to_owned()));
+            self.downstream_effects(effects);
+        }
+        self.settle_upstream();
+        // The application may not have heard it yet.
+        self.tell_serving();
     }
 
     async fn next(&mut self) -> Woken {
@@ -321,6 +375,11 @@ impl Succession {
             }
             (Command::Ready(result, serving), Some(upstream)) => {
                 self.serving = Some(serving);
+                // What can fail fails now, while the parent serves.
+                let result = result.and_then(|()| {
+                    let prepared = self.shared.prepare_pidfile();
+                    prepared.map_err(|e| crate::words(&e))
+                });
                 let effects = upstream.handle(ChildEvent::Restored(result));
                 self.upstream_effects(effects)
             }
@@ -449,6 +508,7 @@ impl Succession {
             }
             Err((reason, pass)) => {
                 self.pass = pass;
+                self.shared.forget_pidfile();
                 tracing::error!(reload, reason, "reload failed; this generation serves on");
                 let outcome = Outcome::Failed {
                     phase: "starting".to_owned(),
@@ -824,6 +884,19 @@ impl Succession {
 
 fn seconds(elapsed: Duration) -> String {
     format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+/// `None` if it has panicked.
+async fn unless_panicked<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(
+        |cx| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Err(_) => Poll::Ready(None),
+        },
+    )
+    .await
 }
 
 async fn next_of(upstream: &mut Option<ChildDriver>) -> ChildEvent {

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
-mod fuzz;
 mod faults;
+mod fuzz;
 mod report;
 mod soak;
 

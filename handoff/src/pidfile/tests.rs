@@ -407,3 +407,30 @@ fn a_private_directory_is_made_and_verified() {
     prepare_directory(&dir.path().join("no/x.pid")).expect("not ours to make");
     assert!(!dir.path().join("no").exists());
 }
+
+#[test]
+fn a_spare_pidfile_shows_only_when_it_is_placed() {
+    let place = Place::new();
+    let pidfile = &place.paths.pidfile;
+    let spare = Spare::prepare(pidfile, 12).expect("prepare");
+    assert_eq!(place.files(), [".x.pid.12.new"]);
+    drop(spare);
+    assert!(place.files().is_empty(), "{:?}", place.files());
+    let spare = Spare::prepare(pidfile, 12).expect("prepare");
+    spare.place().expect("place");
+    assert_eq!(fs::read(pidfile).expect("read"), b"12\n");
+    // Of a process that was killed in the middle of a reload.
+    std::mem::forget(Spare::prepare(pidfile, 13).expect("prepare"));
+    Spare::forget(pidfile, 13);
+    assert_eq!(place.files(), ["x.pid"]);
+    std::mem::forget(Spare::prepare(pidfile, 14).expect("prepare"));
+    let strangers = [".x.pid.new", ".x.pid.a.new", ".x.pid..new", "x.pid.15.new"];
+    for stranger in strangers {
+        fs::write(place.dir.path().join(stranger), "").expect("write");
+    }
+    Spare::sweep(pidfile);
+    let mut left = place.files();
+    left.retain(|name| !strangers.contains(&name.as_str()));
+    assert_eq!(left, ["x.pid"]);
+    assert_eq!(place.files().len(), 1 + strangers.len());
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::{Child, Output};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
 use super::cells::{Cell, Fault, Side};
@@ -60,7 +60,6 @@ fn checked(scratch: &mut Scratch<'_>, cell: &Cell) -> Result<Seen> {
     }
     let counts = match ending {
         Ending::Gone => is_gone(scratch, load)?,
-        Ending::Deaf(_) => is_deaf(scratch, load)?,
         _ => serves(scratch, cell, &rule, ending, load, &before)?,
     };
     Ok(Seen {
@@ -193,8 +192,8 @@ fn settles(scratch: &mut Scratch<'_>, rule: &Rule, code: Option<i32>) -> Result<
         let is_parent = pids == [parent];
         seen = rule.endings.iter().copied().find(|ending| {
             let is_there = match ending {
-                Ending::Stays | Ending::Deaf(Side::Parent) => is_parent,
-                Ending::Replaced | Ending::Succeeded | Ending::Deaf(Side::Child) => is_child,
+                Ending::Stays => is_parent,
+                Ending::Replaced | Ending::Succeeded => is_child,
                 Ending::Gone => pids.is_empty(),
             };
             let codes = rule.codes_of(*ending);
@@ -355,21 +354,6 @@ fn is_gone(scratch: &Scratch<'_>, load: Load) -> Result<Counts> {
         "`hello status`: {}",
         text(&status)
     );
-    scratch.serve_anew()?;
-    Ok(counts)
-}
-
-/// It serves; and then it can be killed, and replaced by a new start.
-fn is_deaf(scratch: &Scratch<'_>, load: Load) -> Result<Counts> {
-    goes_on(&load)?;
-    let counts = load.finish()?;
-    ensure!(counts.refused == 0, "clients were refused: {counts:?}");
-    ensure!(counts.lost + counts.silent <= CLIENTS, "{counts:?}");
-    let pids = scratch.processes();
-    let [pid] = pids[..] else {
-        bail!("{pids:?} run");
-    };
-    Scratch::kill_and_wait(pid)?;
     scratch.serve_anew()?;
     Ok(counts)
 }

@@ -11,32 +11,8 @@ use super::cells::{Boundary, Cell, Fault, Moment, Side};
 use super::scratch::READY_TIMEOUT;
 
 /// Cells in which the product is known to do less than the rule asks, and what it does instead. They are run, and
-/// do not fail the run.
-const KNOWN: [(&str, Fault, &str); 11] = {
-    const PIDFILE: &str =
-        "the child serves although it could not write the pidfile, which still names the parent";
-    [
-        ("child/before-say/Hello", Fault::Enospc, PIDFILE),
-        ("child/after-say/Hello", Fault::Enospc, PIDFILE),
-        ("child/heard/Offer", Fault::Enospc, PIDFILE),
-        ("child/before-say/Prepared", Fault::Enospc, PIDFILE),
-        ("child/after-say/Prepared", Fault::Enospc, PIDFILE),
-        ("child/heard/State", Fault::Enospc, PIDFILE),
-        ("child/before-say/Ready", Fault::Enospc, PIDFILE),
-        ("child/after-say/Ready", Fault::Enospc, PIDFILE),
-        ("child/heard/Commit", Fault::Enospc, PIDFILE),
-        (
-            "child/after-say/Accepting",
-            Fault::Panic,
-            "the child has said that it accepts, and never does: nobody answers",
-        ),
-        (
-            "parent/after-say/Bye",
-            Fault::Panic,
-            "the parent, which has nothing left to do, does not end",
-        ),
-    ]
-};
+/// do not fail the run. There is none.
+const KNOWN: [(&str, Fault, &str); 0] = [];
 
 /// Why a failure in this cell is no news.
 pub(crate) fn known(cell: &Cell) -> Option<&'static str> {
@@ -58,8 +34,6 @@ pub(crate) enum Ending {
     Succeeded,
     /// Nobody serves, and a new server can start.
     Gone,
-    /// This side serves on, and only SIGKILL ends it: the task that drives the succession has panicked.
-    Deaf(Side),
 }
 
 /// What clients may notice.
@@ -80,7 +54,7 @@ pub(crate) enum Losses {
 pub(crate) struct Rule {
     /// One of them.
     pub(crate) endings: Vec<Ending>,
-    /// Exit codes of `hello reload` if nobody serves, or the one that does is deaf.
+    /// Exit codes of `hello reload` if nobody serves.
     pub(crate) codes: Vec<i32>,
     /// In which a failed reload was.
     pub(crate) phase: Option<&'static str>,
@@ -145,14 +119,18 @@ fn child_after(boundary: &Boundary, fault: Fault) -> Rule {
     let is_first_moment = (boundary.moment, boundary.message) == (Moment::AfterSay, "Accepting");
     match fault {
         // The parent may see the death before it says the last word.
+        Fault::Panic if is_first_moment => {
+            Rule::new(&[Ending::Stays, Ending::Replaced]).losing(&[])
+        }
         Fault::Kill | Fault::Exit | Fault::SayExit if is_first_moment => {
             Rule::new(&[Ending::Stays, Ending::Gone]).losing(&[0])
         }
         Fault::Kill | Fault::Exit | Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[0]),
-        Fault::Panic if is_first_moment => {
-            Rule::new(&[Ending::Stays, Ending::Deaf(Side::Child)]).losing(&[0])
-        }
-        Fault::Panic => Rule::new(&[Ending::Deaf(Side::Child)]).losing(&[0]),
+        // It is the service, and goes on without what its parent could still have passed on.
+        Fault::Panic => Rule {
+            losses: in_hand(boundary),
+            ..Rule::new(&[Ending::Replaced])
+        },
         Fault::Emfile => Rule::new(&[Ending::Replaced]).closing(),
         Fault::Garbage | Fault::Truncate => Rule {
             losses: Losses::Unsaid,
@@ -172,8 +150,9 @@ fn parent_before_commit(boundary: &Boundary, fault: Fault) -> Rule {
         }
         Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[4]),
         Fault::Kill | Fault::Exit => Rule::new(&[Ending::Succeeded]).losing(&[]),
-        // A process that serves goes on serving: all that it still can.
-        Fault::Panic => Rule::new(&[Ending::Deaf(Side::Parent)]).codes(&[1, 4]),
+        Fault::Panic => {
+            Rule::new(&[Ending::Stays]).named(None, vec!["this generation has panicked"])
+        }
         Fault::Garbage | Fault::Truncate => Rule::new(&[Ending::Stays]).named(None, reasons(fault)),
         Fault::Emfile | Fault::Enospc => Rule::new(&[Ending::Stays, Ending::Replaced]),
         Fault::Stop | Fault::Delay => {
@@ -190,13 +169,27 @@ fn parent_after(boundary: &Boundary, fault: Fault) -> Rule {
         _ if has_left => Rule::new(&[Ending::Replaced]),
         // `Abort` takes the commit back: the child goes, whatever becomes of who said it.
         Fault::SayExit if !is_confirmed => Rule::new(&[Ending::Gone]).losing(&[4]),
-        Fault::Panic if (boundary.moment, boundary.message) == (Moment::AfterSay, "Confirm") => {
-            Rule::new(&[Ending::Succeeded, Ending::Deaf(Side::Parent)]).losing(&[1, 4])
-        }
-        // The child is killed with what watches over it.
-        Fault::Panic if !is_confirmed => Rule::new(&[Ending::Deaf(Side::Parent)]).losing(&[1, 4]),
+        // The child is killed: what it has accepted is lost with it.
+        Fault::Panic if !is_confirmed && boundary.message != "Confirm" => Rule {
+            losses: Losses::OfTheDead,
+            ..Rule::new(&[Ending::Stays])
+                .named(Some("committing"), vec!["this generation has panicked"])
+        },
+        // It finishes what it has begun, and passes nothing on.
+        Fault::Panic if is_confirmed && boundary.message != "Confirm" => Rule {
+            losses: in_hand(boundary),
+            ..Rule::new(&[Ending::Replaced, Ending::Succeeded])
+        },
         // What it still serves is lost with it, and nothing else.
         _ => Rule::new(&[Ending::Succeeded]).losing(&[]),
+    }
+}
+
+/// A connection that is being passed on, or taken in, is in the hand of the task that panics.
+fn in_hand(boundary: &Boundary) -> Losses {
+    match boundary.message {
+        "Conn" | "ConnAck" => Losses::OfTheDead,
+        _ => Losses::Unsaid,
     }
 }
 
@@ -219,7 +212,10 @@ fn reasons(fault: Fault) -> Vec<&'static str> {
         Fault::Exit => vec!["the child exited with status 70"],
         Fault::SayExit => vec!["failpoint"],
         Fault::Panic => vec![
-            "the child exited with status",
+            "the child was killed by signal 6 (SIGABRT)",
+            // In its first words.
+            "the child exited with status 101",
+            // It accepts, and leaves the decision to its parent.
             "it closed its end of the channel and lives on",
         ],
         Fault::Garbage | Fault::Truncate => vec!["not a message of this protocol", "malformed"],
@@ -273,7 +269,7 @@ impl Rule {
         match ending {
             Ending::Stays => &[1],
             Ending::Replaced | Ending::Succeeded => &[0],
-            Ending::Gone | Ending::Deaf(_) => &self.codes,
+            Ending::Gone => &self.codes,
         }
     }
 }

@@ -11,7 +11,6 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{
     Pid, PidfdFlags, Resource, Signal, getrlimit, pidfd_open, pidfd_send_signal, prlimit,
 };
@@ -261,19 +260,6 @@ impl<'a> Scratch<'a> {
         signal(pid, Signal::KILL);
     }
 
-    /// Returns when it has given up all that it had. Its directory is given up before, and a process whose first
-    /// thread is a zombie may have others that still hold its sockets and locks: only the pidfd tells.
-    pub(crate) fn kill_and_wait(pid: u32) -> Result<()> {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pidfd = pidfd_open(pid.context("not a pid")?, PidfdFlags::empty())?;
-        pidfd_send_signal(&pidfd, Signal::KILL)?;
-        wait_for("it is dead", || {
-            let now = Timespec::default();
-            let polled = poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&now));
-            Ok(polled? > 0)
-        })
-    }
-
     /// What a fault has lowered.
     pub(crate) fn lift_limits(&self) {
         for pid in self.processes() {
@@ -321,6 +307,7 @@ fn serve(dir: &Path, address: &str, failpoints: &str) -> Result<Child> {
         .arg(dir.join("hello.pid"))
         .args(["--ready-timeout", &millis(READY_TIMEOUT)])
         .args(["--drain-timeout", &millis(DRAIN_TIMEOUT)])
+        .args(["--probation", "0"])
         .env("HANDOFF_FAILPOINTS", failpoints)
         .current_dir(dir)
         .stdin(Stdio::null())
