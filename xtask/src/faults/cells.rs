@@ -12,6 +12,16 @@ pub(crate) enum Side {
     Child,
 }
 
+/// What is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Course {
+    /// `hello reload` with `--probation 0`.
+    Reload,
+    /// `hello reload` with a long probation, and `hello rollback` once it has begun.
+    Rollback,
+}
+
 /// When, as regards a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -24,6 +34,7 @@ pub(crate) enum Moment {
 /// A place at which a process fails: a failpoint of `handoff`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Boundary {
+    pub(crate) course: Course,
     pub(crate) side: Side,
     pub(crate) moment: Moment,
     pub(crate) message: &'static str,
@@ -52,7 +63,8 @@ pub(crate) struct Cell {
     pub(crate) fault: Fault,
 }
 
-/// What either side says, in its order, by the design's table of messages. A row to add here is a row of the matrix.
+/// What either side says, in its order, by the design's table of messages. A line to add here is three rows of the
+/// matrix.
 const SAID: [(Side, &str); 14] = [
     (Side::Child, "Hello"),
     (Side::Parent, "Offer"),
@@ -68,6 +80,20 @@ const SAID: [(Side, &str); 14] = [
     (Side::Parent, "Conn"),
     (Side::Child, "ConnAck"),
     (Side::Parent, "Bye"),
+];
+
+/// The same, from the beginning of the probation on.
+const SAID_BACK: [(Side, &str); 10] = [
+    (Side::Parent, "Health"),
+    (Side::Child, "Health"),
+    (Side::Child, "Decide"),
+    (Side::Parent, "Revoke"),
+    (Side::Child, "Yielded"),
+    (Side::Child, "Rest"),
+    (Side::Parent, "RestAck"),
+    (Side::Child, "Conn"),
+    (Side::Parent, "ConnAck"),
+    (Side::Child, "Bye"),
 ];
 
 /// The columns.
@@ -86,19 +112,25 @@ pub(crate) const FAULTS: [Fault; 10] = [
 
 /// The rows: each message before and after it is said, and when it is heard.
 pub(crate) fn boundaries() -> Vec<Boundary> {
-    let of = |(side, message): &(Side, &'static str)| {
-        [
-            (*side, Moment::BeforeSay),
-            (*side, Moment::AfterSay),
-            (side.other(), Moment::Heard),
-        ]
-        .map(|(side, moment)| Boundary {
-            side,
-            moment,
-            message,
+    let of = |course: Course| {
+        course.said().iter().flat_map(move |(side, message)| {
+            [
+                (*side, Moment::BeforeSay),
+                (*side, Moment::AfterSay),
+                (side.other(), Moment::Heard),
+            ]
+            .map(|(side, moment)| Boundary {
+                course,
+                side,
+                moment,
+                message,
+            })
         })
     };
-    SAID.iter().flat_map(of).collect()
+    [Course::Reload, Course::Rollback]
+        .into_iter()
+        .flat_map(of)
+        .collect()
 }
 
 /// All of them, those that do not apply too.
@@ -116,23 +148,49 @@ impl Side {
     }
 }
 
+impl Course {
+    fn said(self) -> &'static [(Side, &'static str)] {
+        match self {
+            Self::Reload => &SAID,
+            Self::Rollback => &SAID_BACK,
+        }
+    }
+}
+
 impl Boundary {
+    /// As `handoff` knows it.
+    pub(crate) fn failpoint(&self) -> String {
+        let moment = match self.moment {
+            Moment::BeforeSay => "before-say",
+            Moment::AfterSay => "after-say",
+            Moment::Heard => "heard",
+        };
+        format!("{}/{moment}/{}", self.side, self.message)
+    }
+
+    /// Who says the message.
+    pub(crate) fn speaker(&self) -> Side {
+        match self.moment {
+            Moment::Heard => self.side.other(),
+            Moment::BeforeSay | Moment::AfterSay => self.side,
+        }
+    }
+
     /// How far the conversation is: the message's place in it, before or after it is said, heard.
-    pub(crate) fn step(&self) -> (usize, Moment) {
-        let place = SAID
-            .iter()
-            .position(|(_, message)| *message == self.message);
-        (place.unwrap_or(SAID.len()), self.moment)
+    pub(crate) fn step(&self) -> (Course, usize, Moment) {
+        let said = self.course.said();
+        let is_this =
+            |(side, message): &(Side, &str)| (*side, *message) == (self.speaker(), self.message);
+        let place = said.iter().position(is_this).unwrap_or(said.len());
+        (self.course, place, self.moment)
     }
 
     /// Whether this comes before that message is said.
     pub(crate) fn is_before(&self, message: &'static str) -> bool {
-        let said = Boundary {
-            moment: Moment::AfterSay,
-            message,
-            ..*self
-        };
-        self.step() < said.step()
+        let said = self.course.said();
+        let place = said.iter().position(|(_, said)| *said == message);
+        let place = place.unwrap_or(said.len());
+        (self.step().1, self.moment) < (place, Moment::AfterSay)
     }
 }
 
@@ -174,12 +232,11 @@ impl fmt::Display for Side {
 
 impl fmt::Display for Boundary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let moment = match self.moment {
-            Moment::BeforeSay => "before-say",
-            Moment::AfterSay => "after-say",
-            Moment::Heard => "heard",
+        let course = match self.course {
+            Course::Reload => "",
+            Course::Rollback => "rollback/",
         };
-        write!(f, "{}/{moment}/{}", self.side, self.message)
+        write!(f, "{course}{}", self.failpoint())
     }
 }
 
@@ -213,9 +270,14 @@ mod tests {
     #[test]
     fn the_rows_are_in_the_order_of_the_conversation() {
         let rows = boundaries();
-        assert_eq!(rows.len(), 42);
+        assert_eq!(rows.len(), 42 + 30);
         assert!(rows.is_sorted_by_key(Boundary::step));
         assert_eq!(rows[2].to_string(), "parent/heard/Hello");
         assert!(rows[3].is_before("Offer") && !rows[4].is_before("Offer"));
+        assert_eq!(rows[42].to_string(), "rollback/parent/before-say/Health");
+        assert_eq!(rows[42].failpoint(), "parent/before-say/Health");
+        // Both sides say it.
+        assert!(rows[44].step() < rows[45].step());
+        assert!(rows[50].is_before("Revoke") && !rows[52].is_before("Revoke"));
     }
 }

@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 
-use super::cells::{Cell, Fault, Side};
+use super::cells::{Cell, Course, Fault, Side};
 use super::load::{CLIENTS, Counts, Load};
 use super::rules::{Ending, Losses, Rule, delay, rule};
 use super::scratch::{LOOK_AGAIN, Programs, Scratch, state_and_parent, text, wait_for};
 
 /// Requests that must be answered before the service counts as going on.
 const GOES_ON: u64 = 10;
+/// From the beginning of the probation to a rollback of a child that answers nobody.
+const ROLLBACK_ANYWAY: Duration = Duration::from_secs(1);
 /// From SIGCONT to the first sign of a reload that a SIGHUP asked for.
 const HANGUP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -45,10 +47,10 @@ pub(crate) fn cross(programs: &Programs, number: usize, cell: &Cell) -> Result<S
 
 fn checked(scratch: &mut Scratch<'_>, cell: &Cell) -> Result<Seen> {
     let mut before = Before::of(scratch)?;
-    let load = Load::start(scratch.address).context("before the fault")?;
+    let mut load = Load::start(scratch.address).context("before the fault")?;
     goes_on(&load).context("before the fault")?;
     before.under_load(scratch);
-    let output = reload(scratch, cell, &load)?;
+    let output = reload(scratch, cell, &mut load)?;
     let rule = rule(cell);
     scratch.all_are_well()?;
     scratch.lift_limits();
@@ -96,8 +98,9 @@ impl Before {
 }
 
 /// `hello reload` from its start to its end; who is frozen by the fault is thawed once its peer's deadline has passed.
-fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &Load) -> Result<Output> {
+fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &mut Load) -> Result<Output> {
     let mut reload = scratch.reload()?;
+    let mut rollback = Rollback::default();
     let began = Instant::now();
     let mut frozen_at = None;
     while reload.try_wait()?.is_none() || (frozen_at.is_some() && is_frozen(scratch)) {
@@ -105,6 +108,9 @@ fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &Load) -> Result<Output>
         // What is under way at the commit ends after it.
         if scratch.pidfile().is_some_and(|pid| pid != scratch.parent) {
             load.finish_upload();
+        }
+        if cell.boundary.course == Course::Rollback {
+            rollback.go_on(scratch, load)?;
         }
         if cell.fault == Fault::Stop {
             thaw_in_time(scratch, cell, &mut frozen_at)?;
@@ -116,6 +122,77 @@ fn reload(scratch: &mut Scratch<'_>, cell: &Cell, load: &Load) -> Result<Output>
         std::thread::sleep(LOOK_AGAIN);
     }
     load.finish_upload();
+    rollback.end()?;
+    output(reload)
+}
+
+/// `hello rollback`, once the probation has begun and the child has connections of its own to give back.
+#[derive(Default)]
+struct Rollback {
+    taken_over: Option<Instant>,
+    began: Option<Instant>,
+    verb: Option<Child>,
+}
+
+impl Rollback {
+    fn go_on(&mut self, scratch: &Scratch<'_>, load: &mut Load) -> Result<()> {
+        if self
+            .verb
+            .as_mut()
+            .is_some_and(|verb| matches!(verb.try_wait(), Ok(None)))
+        {
+            return Ok(());
+        }
+        let Some(began) = self.began else {
+            // Where no log can be written, time must tell.
+            let has_taken_over = scratch.pidfile().is_some_and(|pid| pid != scratch.parent);
+            let since = *self.taken_over.get_or_insert_with(Instant::now);
+            if !has_taken_over {
+                self.taken_over = None;
+            } else if scratch.log().contains("reload: probation")
+                || since.elapsed() > ROLLBACK_ANYWAY
+            {
+                self.began = Some(Instant::now());
+                load.rests_more(scratch.address);
+            }
+            return Ok(());
+        };
+        // Who fails at its first word has nothing to give back.
+        if load.has_more_resting() || began.elapsed() > ROLLBACK_ANYWAY {
+            // Again, should it have found nobody who could be asked.
+            self.verb = Some(scratch.decide("rollback")?);
+        }
+        Ok(())
+    }
+
+    fn end(self) -> Result<()> {
+        if let Some(mut verb) = self.verb {
+            verb.kill()?;
+            verb.wait()?;
+        }
+        Ok(())
+    }
+}
+
+/// A reload that must succeed, with its probation confirmed at once.
+fn reload_well(scratch: &Scratch<'_>, cell: &Cell) -> Result<Output> {
+    if cell.boundary.course == Course::Reload {
+        return scratch.output(&["reload"]);
+    }
+    let mut reload = scratch.reload()?;
+    let mut confirm: Option<Child> = None;
+    while reload.try_wait()?.is_none() {
+        let is_asking = |verb: &mut Child| matches!(verb.try_wait(), Ok(None));
+        if !confirm.as_mut().is_some_and(is_asking) {
+            // Refused until the probation has begun.
+            confirm = Some(scratch.decide("confirm")?);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+    if let Some(mut confirm) = confirm {
+        confirm.kill()?;
+        confirm.wait()?;
+    }
     output(reload)
 }
 
@@ -216,7 +293,10 @@ fn settles(scratch: &mut Scratch<'_>, rule: &Rule, code: Option<i32>) -> Result<
 
 fn is_told_why(rule: &Rule, said: &str) -> Result<()> {
     let phase = rule.phase.unwrap_or_default();
-    let words = format!("reload 1 failed while {phase}");
+    let words = match phase {
+        "probation" => "reload 1 failed on probation".to_owned(),
+        phase => format!("reload 1 failed while {phase}"),
+    };
     ensure!(said.contains(&words), "`{words}` is missing: {said}");
     ensure!(
         rule.reasons.is_empty() || rule.reasons.iter().any(|reason| said.contains(reason)),
@@ -252,9 +332,11 @@ fn serves(
         _ => 2,
     };
     owns_the_names(scratch, generation)?;
+    // What was lowered by the last message of all: who has answered has heard it.
+    scratch.lift_limits();
     goes_on(&load)?;
     // With all of the load still there.
-    let again = scratch.output(&["reload"])?;
+    let again = reload_well(scratch, cell)?;
     ensure!(
         again.status.success(),
         "the next reload failed: {}",

@@ -16,6 +16,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(40);
 const PAUSE: Duration = Duration::from_millis(4);
 /// Connections that rest.
 const IDLE: usize = 6;
+/// Those that come while the child is on probation.
+const MORE_IDLE: u64 = 3;
 /// Clients that ask one request after the other: the first ones on a connection that they keep.
 const ASKING: [bool; 3] = [true, true, false];
 /// Who can have a request under way: those that ask, the upload, the session.
@@ -52,6 +54,8 @@ struct Shared {
     finish_upload: AtomicBool,
     answered: AtomicU64,
     refused: AtomicU64,
+    /// Connections of [`Load::rests_more`] that have been answered.
+    resting: AtomicU64,
     /// What no server may do: an answer with another status, for instance.
     wrong: Mutex<Vec<String>>,
 }
@@ -93,6 +97,18 @@ impl Load {
         let shared = self.shared.clone();
         self.threads
             .push(std::thread::spawn(move || client(&shared)));
+    }
+
+    /// Connections that come now, and rest. In the background: who accepts them may be frozen.
+    pub(crate) fn rests_more(&mut self, address: SocketAddr) {
+        for _ in 0..MORE_IDLE {
+            self.spawn(move |shared| rests(address, shared));
+        }
+    }
+
+    /// Whether they do.
+    pub(crate) fn has_more_resting(&self) -> bool {
+        self.shared.resting.load(Ordering::Relaxed) == MORE_IDLE
     }
 
     pub(crate) fn answered(&self) -> u64 {
@@ -169,6 +185,25 @@ fn asks(address: SocketAddr, keeps: bool, shared: &Shared) -> Counts {
             Err(error) => shared.count_failure(&error, &mut counts),
         }
         std::thread::sleep(PAUSE);
+    }
+    counts
+}
+
+/// A connection that rests from its first request to the end of the load.
+fn rests(address: SocketAddr, shared: &Shared) -> Counts {
+    let mut counts = Counts::default();
+    let rested = Client::connect(address).and_then(|mut client| {
+        let first = client.get("/healthz")?;
+        shared.resting.fetch_add(1, Ordering::Relaxed);
+        while !shared.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(PAUSE);
+        }
+        Ok((first, client.get("/healthz")?))
+    });
+    match rested {
+        Ok(((200, _), (200, _))) => {}
+        Ok((first, last)) => shared.wrong(format!("a resting client got {first:?}, {last:?}")),
+        Err(_) => counts.closed += 1,
     }
     counts
 }

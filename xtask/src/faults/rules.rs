@@ -7,8 +7,10 @@
 
 use std::time::Duration;
 
-use super::cells::{Boundary, Cell, Fault, Moment, Side};
+use super::cells::{Boundary, Cell, Course, Fault, Moment, Side};
 use super::scratch::READY_TIMEOUT;
+
+mod back;
 
 /// Cells in which the product is known to do less than the rule asks, and what it does instead. They are run, and
 /// do not fail the run. There is none.
@@ -73,6 +75,9 @@ const BEYOND: Duration = Duration::from_millis(1500);
 /// How long a process must stand still to miss its peer's deadline.
 pub(crate) fn delay(boundary: &Boundary) -> Duration {
     let deadline = match boundary.side {
+        // After the word of a rollback it exceeds the drain timeout, and what follows it.
+        Side::Child if boundary.course == Course::Rollback => STEP_TIMEOUT + CHILD_MARGIN,
+        Side::Parent if boundary.course == Course::Rollback => STEP_TIMEOUT + CHILD_MARGIN,
         Side::Child if !is_committing(boundary) && boundary.is_before("Accepting") => READY_TIMEOUT,
         // After the commit it also exceeds the drain timeout, and what follows it.
         Side::Child => STEP_TIMEOUT,
@@ -89,6 +94,8 @@ fn is_committing(boundary: &Boundary) -> bool {
 pub(crate) fn rule(cell: &Cell) -> Rule {
     let boundary = &cell.boundary;
     match boundary.side {
+        Side::Child if boundary.course == Course::Rollback => back::child(boundary, cell.fault),
+        Side::Parent if boundary.course == Course::Rollback => back::parent(boundary, cell.fault),
         Side::Child if boundary.is_before("Accepting") => {
             child_before_accepting(boundary, cell.fault)
         }

@@ -16,7 +16,7 @@ use rustix::process::{
 };
 use tempfile::TempDir;
 
-use super::cells::{Cell, Fault, Side};
+use super::cells::{Cell, Course, Fault, Side};
 
 /// The parent's limit for each step before the commit.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(3);
@@ -94,14 +94,19 @@ impl<'a> Scratch<'a> {
             Fault::Delay => format!("delay({})", super::rules::delay(&cell.boundary).as_millis()),
             fault => fault.to_string(),
         };
-        let point = format!("{}#1={action}", cell.boundary);
+        let point = format!("{}#1={action}", cell.boundary.failpoint());
         let is_parent = cell.boundary.side == Side::Parent;
         let (first, next) = if is_parent {
             (&*point, "")
         } else {
             ("", &*point)
         };
-        let mut first = serve(&dir, "127.0.0.1:0", first)?;
+        let probation = match cell.boundary.course {
+            Course::Reload => "0",
+            // Longer than anything that is to happen in it.
+            Course::Rollback => "40s",
+        };
+        let mut first = serve(&dir, "127.0.0.1:0", probation, first)?;
         let ready = wait_for("the server answers", || {
             if let Some(status) = first.try_wait()? {
                 bail!("the server ended with {status}");
@@ -157,6 +162,15 @@ impl<'a> Scratch<'a> {
         let mut reload = self.verb(&["reload", "--timeout", "25s"]);
         reload.stdout(Stdio::piped()).stderr(Stdio::piped());
         reload.spawn().context("failed to run `hello reload`")
+    }
+
+    /// `hello rollback` or `hello confirm`, under way. Nobody hears what it says.
+    pub(crate) fn decide(&self, verb: &str) -> Result<Child> {
+        let mut decide = self.verb(&[verb, "--timeout", "25s"]);
+        decide.stdout(Stdio::null()).stderr(Stdio::null());
+        decide
+            .spawn()
+            .with_context(|| format!("failed to run `hello {verb}`"))
     }
 
     pub(crate) fn status(&self) -> Result<Option<Status>> {
@@ -240,7 +254,7 @@ impl<'a> Scratch<'a> {
 
     /// A server on the same address and pidfile, which must be free; then it is ended.
     pub(crate) fn serve_anew(&self) -> Result<()> {
-        let mut server = serve(&self.dir, &self.address.to_string(), "")?;
+        let mut server = serve(&self.dir, &self.address.to_string(), "0", "")?;
         let answers = wait_for("a new server answers", || {
             if let Some(status) = server.try_wait()? {
                 bail!("a new server on the same address ended with {status}");
@@ -290,7 +304,7 @@ impl Drop for Scratch<'_> {
     }
 }
 
-fn serve(dir: &Path, address: &str, failpoints: &str) -> Result<Child> {
+fn serve(dir: &Path, address: &str, probation: &str, failpoints: &str) -> Result<Child> {
     let log = File::options()
         .create(true)
         .append(true)
@@ -307,7 +321,7 @@ fn serve(dir: &Path, address: &str, failpoints: &str) -> Result<Child> {
         .arg(dir.join("hello.pid"))
         .args(["--ready-timeout", &millis(READY_TIMEOUT)])
         .args(["--drain-timeout", &millis(DRAIN_TIMEOUT)])
-        .args(["--probation", "0"])
+        .args(["--probation", probation])
         .env("HANDOFF_FAILPOINTS", failpoints)
         .current_dir(dir)
         .stdin(Stdio::null())
