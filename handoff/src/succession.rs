@@ -43,7 +43,7 @@ pub(crate) enum Command {
 const MAX_PANICS: u32 = 3;
 
 /// In words, for whoever asked for the reload.
-const PANICKED: &str = "this generation has panicked, which is a bug; its log has the place";
+const PANICKED: &str = "the succession has panicked, which is a bug; the log has the place";
 
 /// A child that runs, or why it does not.
 type Started = Result<Box<ParentDriver>, (String, Option<mpsc::UnboundedReceiver<PassRequest>>)>;
@@ -155,8 +155,8 @@ impl Succession {
     /// generations still have to pass on they finish themselves.
     fn survive(&mut self, panics: u32) {
         let phase = *self.shared.phase.borrow();
-        let is_judged =
-            self.upstream.as_ref().is_some_and(|up| !up.may_serve()) || phase == Phase::Returning;
+        let may_not_serve = self.upstream.as_ref().is_some_and(|up| !up.may_serve());
+        let is_judged = phase != Phase::Starting && may_not_serve || phase == Phase::Returning;
         let is_replaced = self
             .downstream
             .as_ref()
@@ -164,11 +164,12 @@ impl Succession {
         if is_judged || is_replaced || panics > MAX_PANICS {
             std::process::abort();
         }
-        tracing::error!("the succession has panicked, which is a bug; this process serves on");
         if phase == Phase::Starting {
+            // The application ends the process, and says why.
             self.result = Some(Err(PANICKED.to_owned()));
             return;
         }
+        tracing::error!("the succession has panicked, which is a bug; this process serves on");
         // A parent that has not said its last word sees the end of the channel, and kills us.
         for mut up in self.elders.drain(..).chain(self.upstream.take()) {
             up.sever();

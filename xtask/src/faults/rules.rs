@@ -158,7 +158,7 @@ fn parent_before_commit(boundary: &Boundary, fault: Fault) -> Rule {
         Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[4]),
         Fault::Kill | Fault::Exit => Rule::new(&[Ending::Succeeded]).losing(&[]),
         Fault::Panic => {
-            Rule::new(&[Ending::Stays]).named(None, vec!["this generation has panicked"])
+            Rule::new(&[Ending::Stays]).named(None, vec!["the succession has panicked"])
         }
         Fault::Garbage | Fault::Truncate => Rule::new(&[Ending::Stays]).named(None, reasons(fault)),
         Fault::Emfile | Fault::Enospc => Rule::new(&[Ending::Stays, Ending::Replaced]),
@@ -180,7 +180,7 @@ fn parent_after(boundary: &Boundary, fault: Fault) -> Rule {
         Fault::Panic if !is_confirmed && boundary.message != "Confirm" => Rule {
             losses: Losses::OfTheDead,
             ..Rule::new(&[Ending::Stays])
-                .named(Some("committing"), vec!["this generation has panicked"])
+                .named(Some("committing"), vec!["the succession has panicked"])
         },
         // It finishes what it has begun, and passes nothing on.
         Fault::Panic if is_confirmed && boundary.message != "Confirm" => Rule {
@@ -221,7 +221,7 @@ fn reasons(fault: Fault) -> Vec<&'static str> {
         Fault::Panic => vec![
             "the child was killed by signal 6 (SIGABRT)",
             // In its first words.
-            "the child exited with status 101",
+            "the child exited with status",
             // It accepts, and leaves the decision to its parent.
             "it closed its end of the channel and lives on",
         ],

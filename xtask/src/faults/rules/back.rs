@@ -57,7 +57,7 @@ pub(super) fn parent(boundary: &Boundary, fault: Fault) -> Rule {
         Fault::SayExit if is_revoked => Rule::new(&[Ending::Succeeded]).losing(&[]),
         Fault::SayExit => Rule::new(&[Ending::Gone]).losing(&[4]),
         // The child is killed.
-        Fault::Panic => dead(stays(vec!["this generation has panicked", ROLLED_BACK])),
+        Fault::Panic => dead(stays(vec!["the succession has panicked", ROLLED_BACK])),
         // The child does not hear a word more, and ends when its time has passed.
         Fault::Garbage | Fault::Truncate if is_revoked && boundary.message != "Revoke" => {
             dead(stays(vec![ROLLED_BACK]))
