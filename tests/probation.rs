@@ -194,15 +194,17 @@ fn a_child_that_is_killed_loses_what_it_owned_and_nothing_else() {
 #[test]
 fn what_a_child_says_on_probation_is_shown() {
     let hello = on_long_probation();
-    // It ends by itself, and says why.
     child_does(&hello, "heard/Health#2", "panic");
-    let load = Load::calm(hello.address());
+    let crowd = Crowd::start(hello.address());
     let output = hello.hello(&["reload"]);
     let words = text(&output);
     assert_eq!(output.status.code(), Some(1), "{words}");
     assert!(words.contains("failpoint child/heard/Health"), "{words}");
-    load.goes_on();
-    drop(load);
+    crowd.goes_on();
+    // It was killed by its parent, with what it had begun.
+    let counts = crowd.finish();
+    assert!(counts.lost <= Crowd::CLIENTS, "{counts:?}");
+    hello.settles();
 }
 
 #[test]

@@ -29,6 +29,12 @@ use tokio::net::unix::pipe::Receiver;
 /// How many of the last lines are kept: a panic with its backtrace.
 pub(crate) const MAX_LINES: usize = 50;
 
+/// Two panics stay in sight: a backtrace alone has more lines than are kept.
+const MAX_PINNED: usize = 4;
+
+/// As Rust's own panic hook says it.
+const PANICKED: &str = " panicked at ";
+
 /// How much of one line is kept, in bytes. With [`MAX_LINES`] the whole fits into one message
 /// of the control socket.
 pub(crate) const MAX_LINE_BYTES: usize = 1024;
@@ -137,6 +143,8 @@ struct Lines {
     /// How much of it was cut off, in bytes.
     cut: usize,
     kept: VecDeque<String>,
+    /// How many of the first ones stay, however many come.
+    pinned: usize,
     dropped: u64,
 }
 
@@ -166,7 +174,12 @@ impl Lines {
         self.cut = 0;
         (self.on_line)(&line);
         if self.kept.len() == MAX_LINES {
-            self.kept.pop_front();
+            let oldest = &self.kept[self.pinned];
+            if self.pinned < MAX_PINNED && oldest.contains(PANICKED) {
+                // With the line after it, which is the message.
+                self.pinned += 2;
+            }
+            self.kept.remove(self.pinned);
             self.dropped += 1;
         }
         self.kept.push_back(line);
@@ -183,7 +196,7 @@ impl Lines {
 /// What the child said.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Captured {
-    /// The last lines, oldest first, without their ends; not-UTF-8 replaced.
+    /// The last lines, oldest first, without their ends; not-UTF-8 replaced. Those in which a panic tells itself stay.
     pub(crate) lines: Vec<String>,
     /// How many came before them.
     pub(crate) dropped: u64,
@@ -227,6 +240,7 @@ impl Capture {
             open: Vec::new(),
             cut: 0,
             kept: VecDeque::new(),
+            pinned: 0,
             dropped: 0,
         };
         // A child that serves must not wait for a parent that is slow. What is refused is no reason to fail.

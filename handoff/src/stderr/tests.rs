@@ -221,3 +221,31 @@ async fn a_pipe_whose_parent_is_dead_has_a_reader_and_loses_nothing() {
     drop(lent);
     s.child.write_all(b"x").expect_err("now there is none");
 }
+
+#[tokio::test]
+async fn a_panic_stays_in_sight_of_its_backtrace() {
+    let mut s = setup();
+    let mut said = String::from("booting\n");
+    for number in 1..=3 {
+        said += &format!("thread 'main' ({number}) panicked at src/main.rs:1:1:\nwords {number}\n");
+        for frame in 0..MAX_LINES {
+            said += &format!("  {frame}: frame\n");
+        }
+    }
+    s.child.write_all(said.as_bytes()).expect("write");
+    drop(s.child);
+    let captured = s.capture.finish();
+    assert_eq!(captured.lines.len(), MAX_LINES);
+    let kept = |number: u32| {
+        let words = format!("words {number}");
+        captured.lines.iter().any(|line| *line == words)
+    };
+    // The first two.
+    assert!(kept(1) && kept(2) && !kept(3), "{:?}", captured.lines);
+    assert!(captured.lines[0].contains("(1) panicked at"));
+    assert_eq!(captured.lines[MAX_LINES - 1], "  49: frame");
+    assert_eq!(
+        captured.dropped as usize,
+        3 * (2 + MAX_LINES) + 1 - MAX_LINES
+    );
+}
