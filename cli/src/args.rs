@@ -125,6 +125,12 @@ pub(crate) struct Serve {
     )]
     pub(crate) probation: Duration,
 
+    /// As root, reload even if somebody else may write the binary, or a directory on the way to it
+    ///
+    /// Without it root refuses: whoever may write the binary is root at the next reload.
+    #[arg(long, env = "HELLO_ALLOW_WRITABLE_BINARY", hide_env_values = true)]
+    pub(crate) allow_writable_binary: bool,
+
     /// How long a client may take to send the head of a request
     #[arg(
         long,

@@ -65,7 +65,8 @@ async fn serve(
     .probe(args.probe)
     .ready_timeout(args.ready_timeout)
     .drain_timeout(args.drain_timeout)
-    .probation(args.probation);
+    .probation(args.probation)
+    .allow_writable_program(args.allow_writable_binary);
     for listener in listeners {
         server = server.listener(listener);
     }

@@ -79,6 +79,7 @@ pub struct Builder {
     probation: Duration,
     max_connections: Option<u64>,
     orphan: Orphan,
+    allow_writable_program: bool,
     hooks: Hooks,
     kinds: Vec<String>,
 }
@@ -95,6 +96,7 @@ impl Builder {
             probation: DEFAULT_PROBATION,
             max_connections: None,
             orphan: Orphan::default(),
+            allow_writable_program: false,
             hooks: Hooks::default(),
             kinds: Vec::new(),
         }
@@ -149,6 +151,13 @@ impl Builder {
     /// The value of the process that is replaced counts, for it is the one that judges.
     pub fn probation(mut self, probation: Duration) -> Self {
         self.probation = probation;
+        self
+    }
+
+    /// Whether a process of root's reloads even if somebody else may write the program, a directory on the way to it, or a
+    /// symlink: that somebody can then become root at the next reload. Default: it refuses.
+    pub fn allow_writable_program(mut self, allow: bool) -> Self {
+        self.allow_writable_program = allow;
         self
     }
 
@@ -243,6 +252,7 @@ impl Builder {
             probation: self.probation,
             max_connections: self.max_connections,
             promote: self.orphan == Orphan::Promote,
+            allow_writable_program: self.allow_writable_program,
             hooks: self.hooks,
         };
         let (shared, receivers) = Shared::new(settings, program, paths);

@@ -107,6 +107,9 @@ impl ParentDriver {
         runtime: &tokio::runtime::Handle,
     ) -> Result<(Spawned, OwnedFd, Capture), String> {
         let _context = runtime.enter();
+        if !shared.settings.allow_writable_program {
+            shared.program.check().map_err(|e| crate::words(&e))?;
+        }
         // Should the child fail once the pidfile names it.
         shared.prepare_pidfile().map_err(|e| crate::words(&e))?;
         let (ours, theirs) =

@@ -28,6 +28,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
+mod trust;
+
 /// Names the inode of the socket that is the child's stdin. A process whose stdin is anything
 /// else ignores it: a grandchild that inherits the variable is not taken for a child.
 pub const CHANNEL_VARIABLE: &str = "HANDOFF_CHANNEL";
@@ -139,6 +141,19 @@ pub enum SpawnError {
         /// Why.
         source: io::Error,
     },
+    /// This process is root's, and somebody else may write the program, or what leads to it.
+    #[error(
+        "root does not execute `{}`: `{}` may be written by {by}: `chown root` and `chmod go-w` it, or allow it \
+         (--allow-writable-binary)", program.display(), path.display()
+    )]
+    Writable {
+        /// The program.
+        program: PathBuf,
+        /// The program itself, or a directory or symlink on the way to it.
+        path: PathBuf,
+        /// Who.
+        by: String,
+    },
     /// The child ran, but no handle of it could be had. It has been killed.
     #[error("cannot {step} of the child")]
     Handle {
@@ -243,6 +258,24 @@ impl Program {
     #[must_use]
     pub fn cwd(&self) -> &Path {
         &self.cwd
+    }
+
+    /// Whether this process may execute it: root executes nothing that somebody else may write.
+    ///
+    /// # Errors
+    /// [`SpawnError::Writable`]. What cannot be examined is found to be missing when it is executed.
+    pub fn check(&self) -> Result<(), SpawnError> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(());
+        }
+        match trust::writable_by_others(&self.path) {
+            Ok(Some(trust::Writable { path, by })) => Err(SpawnError::Writable {
+                program: self.path.clone(),
+                path,
+                by,
+            }),
+            Ok(None) | Err(_) => Ok(()),
+        }
     }
 
     /// Starts it, with `channel` as its stdin and `stderr` as its stderr, in a process group

@@ -138,6 +138,8 @@ pub(crate) struct Settings {
     pub(crate) max_connections: Option<u64>,
     /// Whether this process takes over from a parent that crashes.
     pub(crate) promote: bool,
+    /// Root executes a program that others may write.
+    pub(crate) allow_writable_program: bool,
     pub(crate) hooks: Hooks,
 }
 

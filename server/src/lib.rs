@@ -300,6 +300,12 @@ impl<F> Server<F> {
         self.with(move |builder| builder.probation(probation))
     }
 
+    /// Whether a process of root's reloads even if somebody else may write the program. Default: it refuses. See
+    /// [`handoff::Builder::allow_writable_program`].
+    pub fn allow_writable_program(self, allow: bool) -> Self {
+        self.with(move |builder| builder.allow_writable_program(allow))
+    }
+
     /// What to do when the parent dies without a word before the commit.
     pub fn orphan(self, orphan: Orphan) -> Self {
         self.with(move |builder| builder.orphan(orphan))

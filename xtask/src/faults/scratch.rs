@@ -317,6 +317,8 @@ fn serve(dir: &Path, address: &str, probation: &str, failpoints: &str) -> Result
     Command::new("/bin/sh")
         .args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""])
         .arg(dir.join(program))
+        // Whose the checkout is does not matter.
+        .env("HELLO_ALLOW_WRITABLE_BINARY", "true")
         .args(["serve", "--listen", address, "--pidfile"])
         .arg(dir.join("hello.pid"))
         .args(["--ready-timeout", &millis(READY_TIMEOUT)])

@@ -15,6 +15,8 @@ pub(super) fn first_start(place: &Place, serve_args: &[String], turn: u32) -> Re
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let began = Instant::now();
     let child = Command::new(place.hello())
+        // Whose the checkout is does not matter.
+        .env("HELLO_ALLOW_WRITABLE_BINARY", "true")
         .args(["serve", "--listen", &format!("http={address}"), "--pidfile"])
         .arg(place.path().join(format!("first-{turn}.pid")))
         .args(serve_args)
