@@ -11,6 +11,7 @@ use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 
 use crate::body::{Hold, RequestBody};
+use crate::malformed;
 use crate::upgrade::Switch;
 
 mod shared;
@@ -104,6 +105,7 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let exchange = Exchange::begin(&self.shared, &request);
+        let malformed = malformed::reason(&request);
         // Most requests have no body, and pay nothing for those that have.
         let hold = (!request.body().is_end_stream()).then(|| {
             self.shared.may_last(&exchange.name);
@@ -115,18 +117,34 @@ where
             let switch = Switch(Arc::clone(&self.shared));
             request.extensions_mut().insert(switch);
         }
+        if let Some(reason) = malformed {
+            tracing::debug!(reason, "not a request: answered by 400");
+            return Serving {
+                future: None,
+                exchange: Some(exchange),
+            };
+        }
         Serving {
-            future: self.service.call(request),
+            future: Some(self.service.call(request)),
             exchange: Some(exchange),
         }
     }
 }
 
+/// Where a request that is none ends is not known, so that it is the last one.
+fn refusal<B>() -> Response<Option<B>> {
+    let mut refusal = Response::new(None);
+    *refusal.status_mut() = StatusCode::BAD_REQUEST;
+    let close = HeaderValue::from_static("close");
+    refusal.headers_mut().insert(header::CONNECTION, close);
+    refusal
+}
+
 pin_project_lite::pin_project! {
-    /// The service's future.
+    /// The service's future; none for what the service does not see.
     pub(crate) struct Serving<F> {
         #[pin]
-        future: F,
+        future: Option<F>,
         exchange: Option<Exchange>,
     }
 }
@@ -142,7 +160,10 @@ where
         if let Some(exchange) = &*this.exchange {
             exchange.answer();
         }
-        let mut response = ready!(this.future.poll(cx))?;
+        let mut response = match this.future.as_pin_mut() {
+            Some(future) => ready!(future.poll(cx))?.map(Some),
+            None => refusal(),
+        };
         let exchange = this.exchange.take();
         if let Some(exchange) = &exchange {
             exchange.settle(&mut response);
@@ -155,10 +176,10 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// The response's body: the exchange lives as long as hyper has not dropped it.
+    /// The response's body, if it has one: the exchange lives as long as hyper has not dropped it.
     pub(crate) struct ResponseBody<B> {
         #[pin]
-        body: B,
+        body: Option<B>,
         _exchange: Option<Exchange>,
     }
 }
@@ -174,14 +195,20 @@ impl<B: Body> Body for ResponseBody<B> {
         if let Some(exchange) = &self._exchange {
             exchange.answer();
         }
-        self.project().body.poll_frame(cx)
+        match self.project().body.as_pin_mut() {
+            Some(body) => body.poll_frame(cx),
+            None => Poll::Ready(None),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(B::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Some(body) => body.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
     }
 }

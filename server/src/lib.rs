@@ -51,6 +51,7 @@ mod io;
 mod kinds;
 mod life;
 mod linger;
+mod malformed;
 mod pool;
 mod probe;
 mod service;
