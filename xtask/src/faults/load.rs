@@ -286,14 +286,14 @@ impl Shared {
 
 /// One connection, at the level of bytes.
 #[derive(Debug)]
-struct Client {
+pub(crate) struct Client {
     stream: BufReader<TcpStream>,
     /// The last answer said that it closes the connection.
     closes: bool,
 }
 
 impl Client {
-    fn connect(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn connect(address: SocketAddr) -> io::Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
@@ -303,16 +303,21 @@ impl Client {
         })
     }
 
-    fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Whether the last answer said that it closes the connection.
+    pub(crate) fn closes(&self) -> bool {
+        self.closes
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)
     }
 
-    fn get(&mut self, path: &str) -> io::Result<(u16, String)> {
+    pub(crate) fn get(&mut self, path: &str) -> io::Result<(u16, String)> {
         self.send(format!("GET {path} HTTP/1.1\r\nhost: faults\r\n\r\n").as_bytes())?;
         self.answer()
     }
 
-    fn answer(&mut self) -> io::Result<(u16, String)> {
+    pub(crate) fn answer(&mut self) -> io::Result<(u16, String)> {
         let (status, length) = self.head()?;
         let mut body = vec![0; length];
         self.stream.read_exact(&mut body)?;
@@ -348,7 +353,7 @@ impl Client {
     }
 
     /// Begins a WebSocket session.
-    fn upgrade(mut self) -> io::Result<Self> {
+    pub(crate) fn upgrade(mut self) -> io::Result<Self> {
         self.send(
             b"GET /ws HTTP/1.1\r\nhost: faults\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
               sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
@@ -360,7 +365,7 @@ impl Client {
     }
 
     /// A short text and its answer, each one frame (RFC 6455, section 5.2).
-    fn message(&mut self, text: &str) -> io::Result<String> {
+    pub(crate) fn message(&mut self, text: &str) -> io::Result<String> {
         // Masked with zeros, which is as good as any mask for a server.
         let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
         frame.extend(text.as_bytes());

@@ -11,8 +11,11 @@ use anyhow::{Context, Result, ensure};
 
 use cells::{Cell, all};
 use cross::cross;
+pub(crate) use load::{Client, get};
 use report::{Crossed, Report};
-use scratch::Programs;
+pub(crate) use scratch::{
+    LOOK_AGAIN, Programs, Scratch, pid_of, processes_in, signal, state_and_parent, text, wait_for,
+};
 
 mod cells;
 mod cross;
@@ -169,7 +172,7 @@ impl Progress {
 }
 
 /// `hello` with failpoints, as the tests build it.
-fn build(root: &Path) -> Result<PathBuf> {
+pub(crate) fn build(root: &Path) -> Result<PathBuf> {
     eprintln!("building hello with failpoints");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)

@@ -53,6 +53,10 @@ impl Programs {
         Ok(Self { root })
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     pub(crate) fn hello(&self) -> PathBuf {
         self.root.path().join("hello")
     }
@@ -202,17 +206,7 @@ impl<'a> Scratch<'a> {
 
     /// The live processes of this server, and none of its verbs.
     pub(crate) fn processes(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = fs::read_dir("/proc")
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-            // A zombie has no working directory.
-            .filter(|pid| {
-                fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.dir)
-            })
-            .collect();
-        pids.sort_unstable();
-        pids
+        processes_in(&self.dir)
     }
 
     /// Children of these processes that have ended and that nobody has waited for.
@@ -391,14 +385,31 @@ pub(crate) fn state_and_parent(pid: u32) -> Option<(char, u32)> {
 }
 
 /// To one of this server's processes, which the caller has just seen.
-fn signal(pid: u32, signal: Signal) {
-    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+pub(crate) fn signal(pid: u32, signal: Signal) {
+    let Some(pid) = pid_of(pid) else {
         return;
     };
     if let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) {
         // It may have ended, which is as good.
         let _ = pidfd_send_signal(&fd, signal);
     }
+}
+
+pub(crate) fn pid_of(pid: u32) -> Option<Pid> {
+    i32::try_from(pid).ok().and_then(Pid::from_raw)
+}
+
+/// The live processes whose working directory is this one, by pid.
+pub(crate) fn processes_in(dir: &Path) -> Vec<u32> {
+    let mut pids: Vec<u32> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        // A zombie has no working directory.
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        .collect();
+    pids.sort_unstable();
+    pids
 }
 
 /// All that a command said.

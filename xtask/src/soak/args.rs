@@ -9,7 +9,7 @@ use serde::{Serialize, Serializer};
 use super::profile::PeerArgs;
 
 /// How long a soak lasts if neither its length nor its number of reloads is given.
-const DEFAULT_DURATION: Duration = Duration::from_secs(60);
+pub(crate) const DEFAULT_DURATION: Duration = Duration::from_secs(60);
 /// Nobody means to start a soak that outlives a week; a typo does.
 const MAX_DURATION: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -78,9 +78,20 @@ pub(crate) struct SoakArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=10_000))]
     pub(crate) client_delay_ms: u64,
 
-    /// The same seed gives the same sequence of requests.
+    /// The same seed gives the same sequence of requests, and with `--chaos` of events.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+
+    /// Instead of reloads alone: reloads, failing builds, kills, freezes, signals, stops, and lack of descriptors, at
+    /// random, one after the other, for `--duration`. See docs/soak.md.
+    #[arg(long, conflicts_with_all = ["reloads", "binaries", "serve_args", "client_delay_ms", "profile"])]
+    #[serde(skip)]
+    pub(crate) chaos: bool,
+
+    /// Kills a process behind the judge's back, who must notice.
+    #[arg(long, requires = "chaos", hide = true)]
+    #[serde(skip)]
+    pub(crate) sabotage: bool,
 
     /// Two binaries to alternate between, instead of building them.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]

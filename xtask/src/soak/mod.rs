@@ -95,6 +95,14 @@ const INTERRUPTED: u8 = 130;
 /// Runs a soak. Exit code 1 if anything was lost or a check failed.
 pub(crate) fn run(args: SoakArgs) -> Result<ExitCode> {
     args.validate()?;
+    if args.chaos {
+        return crate::chaos::run(&crate::chaos::ChaosArgs {
+            seed: args.seed,
+            duration: args.limit().unwrap_or(args::DEFAULT_DURATION),
+            out: args.out,
+            sabotage: args.sabotage,
+        });
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
