@@ -21,6 +21,7 @@ pub(crate) enum Measurement {
     Connections(ConnectionsArgs),
     Latency(LatencyArgs),
     Reload(ReloadArgs),
+    Throughput(ThroughputArgs),
     /// A's sending process.
     #[command(hide = true)]
     BareSender(BareArgs),
@@ -125,6 +126,26 @@ pub(crate) struct ReloadArgs {
     /// How often A, B and C take turns.
     #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) repetitions: u32,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Requests a second, and processor time of each: `hello` beside hyper alone, nginx and Go, in turns, client and server on
+/// a core each; and `hello` with one reload a second beside `hello` without.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct ThroughputArgs {
+    /// How often all take turns.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// The length of one turn.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub(crate) seconds: u32,
+
+    /// Keep-alive connections, each with one request at a time.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) connections: u32,
 
     #[command(flatten)]
     pub(crate) common: CommonArgs,

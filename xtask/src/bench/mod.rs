@@ -6,6 +6,7 @@
 //! - [`connections`]: moving N idle connections, beside a bare loop that passes as many descriptors;
 //! - [`latency`]: requests in windows with a reload, beside windows without;
 //! - [`reload`]: a reload by phase, beside starting the same binary;
+//! - [`throughput`]: requests a second and processor time, beside hyper alone, nginx and Go;
 //! - [`stats`]: samples, medians, ratios; [`report`]: the table and the JSON;
 //! - [`crowd`] (many connections at once), [`limits`] (whether the machine lets us), [`affinity`] (who runs where).
 //!
@@ -26,6 +27,7 @@ mod limits;
 mod reload;
 mod report;
 mod stats;
+mod throughput;
 
 pub(crate) use args::BenchArgs;
 use args::Measurement;
@@ -36,6 +38,7 @@ pub(crate) fn run(args: BenchArgs) -> Result<ExitCode> {
         Measurement::Connections(args) => connections::run(&args)?,
         Measurement::Latency(args) => latency::run(&args)?,
         Measurement::Reload(args) => reload::run(&args)?,
+        Measurement::Throughput(args) => throughput::run(&args)?,
         Measurement::BareSender(args) => connections::bare::sender(&args)?,
         Measurement::BareClients(args) => connections::bare::clients(&args)?,
         Measurement::BareReceiver => connections::bare::receiver()?,

@@ -73,6 +73,7 @@ use idle::Idle;
 pub(crate) use latency::Latency;
 use latency::ms;
 pub(crate) use load::Load;
+pub(crate) use profile::Profile;
 pub(crate) use reloaded::{Phase, Reloaded};
 use reloads::Run;
 pub(crate) use report::align;
