@@ -431,7 +431,7 @@ fn accept(listener: &TcpListener) -> (TcpStream, std::net::SocketAddr) {
     loop {
         match listener.accept() {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                std::thread::yield_now()
+                std::thread::yield_now();
             }
             accepted => return accepted.expect("accept"),
         }

@@ -39,7 +39,7 @@ pub enum WriteError {
     },
 }
 
-/// Writing and removing a pidfile. Both are for the holder of the [`Lock`].
+/// Writing and removing a pidfile. Both are for the holder of the [`Lock`](super::Lock).
 #[derive(Debug)]
 pub enum Pidfile {}
 
