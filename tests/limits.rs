@@ -159,8 +159,14 @@ fn heads_that_are_too_large_are_answered_431_in_every_generation() {
         "GET /hello HTTP/1.1\r\nhost: {}\r\n\r\n",
         "a".repeat(70_000)
     );
-    let many = format!("GET /hello HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(101));
-    let most = format!("GET /hello HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(100));
+    let many = format!(
+        "GET /hello HTTP/1.1\r\nhost: a\r\n{}\r\n",
+        "a: b\r\n".repeat(100)
+    );
+    let most = format!(
+        "GET /hello HTTP/1.1\r\nhost: a\r\n{}\r\n",
+        "a: b\r\n".repeat(99)
+    );
     for generation in 1..=2 {
         for head in [&long, &many] {
             let mut client = Client::connect(hello.address());

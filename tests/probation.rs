@@ -477,6 +477,30 @@ fn a_child_that_fails_while_it_returns_things() {
     );
 }
 
+/// Whoever takes the operator's word dies of it, before it can say which reload that ends: the one who serves then knows.
+#[test]
+fn a_child_that_dies_of_the_word_is_followed_to_its_parent() {
+    for verb in ["rollback", "confirm"] {
+        let hello = on_long_probation();
+        child_does(&hello, "before-say/Decide", "kill");
+        let reload = OnProbation::begin(&hello);
+        let output = hello.hello(&[verb]);
+        let words = text(&output);
+        assert!(
+            words.contains("the child was killed by signal 9"),
+            "{words}"
+        );
+        // Taken back it is; confirmed it is not.
+        let code = if verb == "rollback" { 0 } else { 1 };
+        assert_eq!(output.status.code(), Some(code), "{words}");
+        failed(
+            &end_of(reload.reloading),
+            "the child was killed by signal 9",
+        );
+        assert_eq!(hello.generation(), 1);
+    }
+}
+
 /// The parent killed while it is given things back: the child serves on with what it has.
 #[test]
 fn a_parent_that_dies_while_it_is_given_things_back() {

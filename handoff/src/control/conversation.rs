@@ -164,6 +164,15 @@ async fn pursue(
     waits: Waits,
     on_event: impl FnMut(&Event),
 ) -> Result<ReloadReport, ClientError> {
+    let reload = match request {
+        // Whoever is asked to give up the service may do so before it has said which reload that ends. Who knows it asks
+        // the one that serves then.
+        Request::Confirm | Request::Rollback => {
+            let status = status(path, waits.outcome).await?;
+            status.probation.map(|probation| probation.reload)
+        }
+        _ => None,
+    };
     let mut pursuit = Pursuit {
         path,
         request,
@@ -172,7 +181,8 @@ async fn pursue(
         client: None,
         nobody_since: None,
         asked: false,
-        reload: None,
+        asks_again: false,
+        reload,
         outcome: None,
         drained: None,
     };
@@ -200,6 +210,8 @@ struct Pursuit<'a, F> {
     nobody_since: Option<Instant>,
     /// Whether the reload was asked for. That is done once, whatever happens.
     asked: bool,
+    /// By now what is asked for is the outcome.
+    asks_again: bool,
     reload: Option<u64>,
     outcome: Option<Outcome>,
     drained: Option<Drained>,
@@ -250,6 +262,7 @@ impl<F: FnMut(&Event)> Pursuit<'_, F> {
             (true, Some(reload)) => {
                 // The process that ends may still accept, once.
                 sleep(RETRY_PAUSE).await;
+                self.asks_again = true;
                 Request::Outcome { reload }
             }
             // Without an id nobody can be asked; and to ask again for a reload might be a second one.
@@ -290,10 +303,10 @@ impl<F: FnMut(&Event)> Pursuit<'_, F> {
                 at_us, connections, ..
             } => self.drained = Some(Drained { at_us, connections }),
             Event::Refused { reason } => {
-                // Once there is an id, the reload began, and this is the answer to `Outcome`.
+                // Once it was asked for, and whoever was asked is gone, this is the answer to `Outcome`.
                 return Err(match self.reload {
-                    None => ClientError::Refused { reason },
-                    Some(reload) => ClientError::Forgotten { reload, reason },
+                    Some(reload) if self.asks_again => ClientError::Forgotten { reload, reason },
+                    _ => ClientError::Refused { reason },
                 });
             }
             Event::Invalid { reason } => return Err(ClientError::Invalid { reason }),
