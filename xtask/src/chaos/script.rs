@@ -107,7 +107,7 @@ const PLACES: [&str; 9] = [
     "child/heard/Commit=exit",
     "child/before-say/Accepting=kill",
     "child/before-say/Ready=panic",
-    "child/heard/State=truncate",
+    "child/before-say/Ready=truncate",
 ];
 
 impl Script {
