@@ -477,6 +477,39 @@ fn a_child_that_fails_while_it_returns_things() {
     );
 }
 
+/// Without a probation, too, the child is not final at once: what it got with the commit is not its own to return.
+#[test]
+fn a_rollback_before_the_last_word_counts_nothing_twice() {
+    // Requests are counted between the snapshot and the commit; and there is time to say it.
+    let points = "parent/heard/Ready=delay(200),parent/heard/Accepting=delay(500)";
+    let mut taken_back = 0;
+    for _ in 0..4 {
+        let hello = Hello::with().env("HANDOFF_FAILPOINTS", points).start();
+        all_children_are_well(&hello);
+        let parent = hello.pid();
+        let load = Load::start(hello.address());
+        load.goes_on();
+        let reload = reloading(&hello);
+        eventually("the child has taken over", || hello.pid() != parent);
+        // Both processes answer on the control socket: some of these find the child.
+        let verbs: Vec<Child> = (0..6)
+            .map(|_| hello.verb(&["rollback"]).spawn().expect("rollback"))
+            .collect();
+        let is_taken_back = end_of(reload).status.code() == Some(1);
+        for verb in verbs {
+            verb.wait_with_output().expect("rollback");
+        }
+        // Either way.
+        hello.settles();
+        load.goes_on();
+        let answered = load.finish();
+        assert_eq!(hello.pid() == parent, is_taken_back);
+        assert_eq!(hello.requests(), answered, "the counter is exact");
+        taken_back += u32::from(is_taken_back);
+    }
+    assert!(taken_back > 0, "no rollback came in time");
+}
+
 /// Whoever takes the operator's word dies of it, before it can say which reload that ends: the one who serves then knows.
 #[test]
 fn a_child_that_dies_of_the_word_is_followed_to_its_parent() {

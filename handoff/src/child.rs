@@ -739,14 +739,13 @@ impl ChildDriver {
         } else {
             // Its parent listens until it is final.
             self.probation_ends = Some(Instant::now() + probation);
-            self.earlier = self.shared.deltas();
         }
+        // Without a probation, too, its parent can take over again until it says `Confirm`.
+        self.earlier = self.shared.deltas();
         let changes = std::mem::take(&mut self.changes);
         intake::absorb(&self.shared, &changes);
-        if !probation.is_zero() {
-            // The parent knows those: they are not what it must be told should it take over again.
-            let _ = self.shared.deltas();
-        }
+        // The parent knows those: they are not what it must be told should it take over again.
+        let _ = self.shared.deltas();
         self.shared.publish_or_log();
         let older = self.direct().into_iter().chain(self.hearsay());
         self.shared
