@@ -61,6 +61,7 @@ pub(crate) fn run(args: &ChaosArgs) -> Result<ExitCode> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     let root = root.context("xtask is not in a workspace")?;
     let programs = Programs::new(&build(root)?)?;
+    programs.end_with_this_process()?;
     eprintln!("chaos: seed {}, {:?}", args.seed, args.duration);
     let mut report = Report {
         seed: args.seed,

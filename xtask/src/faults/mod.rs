@@ -78,6 +78,7 @@ pub(crate) fn run(args: &FaultsArgs) -> Result<ExitCode> {
         None => build(root)?,
     };
     let programs = Programs::new(&binary)?;
+    programs.end_with_this_process()?;
     let began = Instant::now();
     let crossed = cross_all(&programs, chosen, args.jobs.get());
     let report = Report::new(crossed, args.seed, began.elapsed());

@@ -53,6 +53,30 @@ impl Programs {
         Ok(Self { root })
     }
 
+    /// From now on a Ctrl-C ends what was started from here, and then this process: threads that wait for a server could
+    /// not be told.
+    pub(crate) fn end_with_this_process(&self) -> Result<()> {
+        let root = self.root.path().canonicalize()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let interrupted = {
+            let _context = runtime.enter();
+            crate::soak::interrupted()?
+        };
+        std::thread::spawn(move || {
+            runtime.block_on(interrupted);
+            eprintln!("interrupted: the servers are killed, nothing is reported");
+            // A child that is being started may appear while its parent is killed.
+            for _ in 0..3 {
+                processes_below(&root).into_iter().for_each(Scratch::kill);
+            }
+            let _ = fs::remove_dir_all(&root);
+            std::process::exit(crate::soak::INTERRUPTED.into());
+        });
+        Ok(())
+    }
+
     pub(crate) fn root(&self) -> &Path {
         self.root.path()
     }
@@ -401,12 +425,20 @@ pub(crate) fn pid_of(pid: u32) -> Option<Pid> {
 
 /// The live processes whose working directory is this one, by pid.
 pub(crate) fn processes_in(dir: &Path) -> Vec<u32> {
+    processes(|cwd| cwd == dir)
+}
+
+fn processes_below(dir: &Path) -> Vec<u32> {
+    processes(|cwd| cwd.starts_with(dir))
+}
+
+fn processes(is_theirs: impl Fn(&Path) -> bool) -> Vec<u32> {
     let mut pids: Vec<u32> = fs::read_dir("/proc")
         .into_iter()
         .flatten()
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         // A zombie has no working directory.
-        .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir))
+        .filter(|pid| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| is_theirs(&cwd)))
         .collect();
     pids.sort_unstable();
     pids

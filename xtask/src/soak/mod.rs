@@ -91,7 +91,7 @@ const TAIL: Duration = Duration::from_secs(1);
 /// Descriptors that the client needs beside its connections.
 const SPARE_FDS: u64 = 128;
 /// As a shell has it: 128 + SIGINT.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Runs a soak. Exit code 1 if anything was lost or a check failed.
 pub(crate) fn run(args: SoakArgs) -> Result<ExitCode> {
@@ -122,7 +122,7 @@ pub(crate) fn run(args: SoakArgs) -> Result<ExitCode> {
 }
 
 /// Waits for Ctrl-C, or for whoever ends us politely.
-fn interrupted() -> Result<impl Future<Output = ()>> {
+pub(crate) fn interrupted() -> Result<impl Future<Output = ()>> {
     let mut signals = Vec::new();
     for kind in [
         SignalKind::interrupt(),
