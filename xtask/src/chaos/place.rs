@@ -28,7 +28,7 @@ const DESCRIPTORS_MORE: usize = 12;
 /// What was seen of an event.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
-    /// Processes that were killed while they had connections.
+    /// Processes that were killed while they had connections, or had to cut them at their deadline.
     pub(super) killed_owners: u64,
     /// How often the service ended.
     pub(super) ends: u64,
@@ -373,6 +373,10 @@ impl<'a> Place<'a> {
         {
             // Its parent did not wait for it any longer, and killed it.
             seen.killed_owners += u64::from(self.has_served(pid));
+        }
+        if is_long && frozen.is_some() && !has_failed {
+            // It was final, and took nothing until the drain deadline: what its parent still had was cut.
+            seen.killed_owners += 1;
         }
         Ok(())
     }
