@@ -334,6 +334,9 @@ fn a_parent_that_is_frozen_and_thaws() {
 fn a_child_that_is_frozen_and_thaws() {
     let mut points: Vec<&str> = BEFORE_ACCEPTING.iter().map(|(point, _)| *point).collect();
     points.extend(CHILD_AFTER);
+    // A parent that has said `Bye` ends. If its child is stopped by then, the kernel wakes that with SIGHUP, as the last of
+    // an orphaned process group (setpgid(2)), and it reloads once more: the fault matrix has that cell, and expects it.
+    points.retain(|point| *point != "heard/Bye");
     each(
         &points,
         |point| format!("child frozen, {point}"),
