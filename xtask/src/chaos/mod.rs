@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::faults::{Programs, build};
 use crowd::{Counts, Crowd};
-use place::{Place, Seen};
+use place::Place;
 use script::{Event, Script};
 
 mod crowd;
@@ -193,12 +193,5 @@ fn print(report: &Report) {
     match &report.outside_the_rules {
         Some(what) => println!("FAIL, outside the rules: {what}"),
         None => println!("nothing was lost outside the rules"),
-    }
-}
-
-impl Seen {
-    /// Nothing has happened yet.
-    fn nothing() -> Self {
-        Self::default()
     }
 }

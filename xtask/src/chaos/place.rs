@@ -224,7 +224,7 @@ impl<'a> Place<'a> {
     }
 
     pub(super) fn carry_out(&mut self, event: &Event, crowd: &Crowd) -> Result<Seen> {
-        let mut seen = Seen::nothing();
+        let mut seen = Seen::default();
         match event {
             Event::Reload => self.reload_well()?,
             Event::Reloads(number) => (0..*number).try_for_each(|_| self.reload_well())?,

@@ -190,12 +190,5 @@ pub(crate) fn build(root: &Path) -> Result<PathBuf> {
         "cargo build failed: {}",
         output.status
     );
-    // Where the binary is depends on the user's configuration; cargo says it.
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "hello")
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo did not say where the binary is")
+    crate::soak::executable(&output.stdout, "hello")
 }

@@ -136,15 +136,19 @@ async fn compile(root: &Path, target_dir: &Path, greeting: &str) -> Result<PathB
         "cargo build failed: {}",
         output.status
     );
-    // Where the binary is depends on the user's configuration (a target triple, for
-    // instance); cargo says it.
-    String::from_utf8_lossy(&output.stdout)
+    executable(&output.stdout, "hello")
+}
+
+/// Where the program of this name is, by what cargo wrote with `--message-format json-render-diagnostics`: that depends on
+/// the user's configuration (a target triple, for instance).
+pub(crate) fn executable(said: &[u8], name: &str) -> Result<PathBuf> {
+    String::from_utf8_lossy(said)
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "hello")
+        .filter(|message| message["target"]["name"] == name)
         .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
         .next_back()
-        .context("cargo did not say where the binary is")
+        .with_context(|| format!("cargo did not say where `{name}` is"))
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ mod websocket;
 
 pub(crate) use args::{SoakArgs, as_seconds_always, parse_duration};
 pub(crate) use book::Book;
-pub(crate) use builds::Place;
+pub(crate) use builds::{Place, executable};
 pub(crate) use client::Client;
 use idle::Idle;
 pub(crate) use latency::Latency;

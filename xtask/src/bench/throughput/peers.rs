@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use super::super::args::ThroughputArgs;
 use crate::faults::{processes_in, signal, wait_for};
-use crate::soak::{Place, Profile, workspace_root};
+use crate::soak::{Place, Profile, executable, workspace_root};
 
 /// A server that runs. Dropping it kills all that runs in its directory.
 #[derive(Debug)]
@@ -48,13 +48,7 @@ pub(super) fn build_bare() -> Result<PathBuf> {
         "cargo build failed: {}",
         output.status
     );
-    String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "bare")
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
-        .context("cargo did not say where the example is")
+    executable(&output.stdout, "bare")
 }
 
 /// All that can be had here, `hello` first; who is missing is named.
