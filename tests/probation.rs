@@ -362,8 +362,7 @@ fn a_stop_on_probation_ends_both() {
         hello.is_gone();
         crowd.is_refused();
         let counts = crowd.finish();
-        // A client that sends as its resting connection is closed.
-        assert!(counts.lost <= Crowd::CLIENTS, "{counts:?}");
+        assert!(counts.lost <= Crowd::LOST_AT_A_STOP_OF_TWO, "{counts:?}");
     }
     let hello = on_long_probation();
     let reload = OnProbation::begin(&hello);

@@ -282,8 +282,7 @@ fn under_traffic_every_request_is_answered_or_refused() {
     assert_eq!((answer.status, answer.closes()), (200, true));
     crowd.is_refused();
     let counts = crowd.finish();
-    // A client that sends as its resting connection is closed.
-    assert!(counts.lost <= Crowd::CLIENTS, "{counts:?}");
+    assert!(counts.lost <= Crowd::LOST_AT_A_STOP, "{counts:?}");
     drop(slow);
     assert_gone(&hello);
     hello.serve_anew();

@@ -35,6 +35,13 @@ pub struct Crowd {
 impl Crowd {
     pub const CLIENTS: u64 = 3;
 
+    /// What a stop of one process may cost: of each client, a request sent as its resting connection was closed, and
+    /// one on a new connection that came into the queue between its last look and its end.
+    pub const LOST_AT_A_STOP: u64 = 2 * Self::CLIENTS;
+
+    /// The same while two processes serve: each of them may close a resting connection of the client.
+    pub const LOST_AT_A_STOP_OF_TWO: u64 = 3 * Self::CLIENTS;
+
     pub fn start(address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicU64::new(0));
