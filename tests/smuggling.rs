@@ -9,11 +9,7 @@ mod support;
 
 use std::io::{Read, Write};
 
-use support::{
-    Hello,
-    client::{Client, request},
-    load::Load,
-};
+use support::{Hello, client::Client, load::Load};
 
 const EVIL: &str = "GET /hello?admin HTTP/1.1\r\nhost: evil\r\n\r\n";
 
@@ -33,25 +29,6 @@ fn chunked(path: &str) -> String {
         text += &format!("{:x}\r\n{chunk}\r\n", chunk.len());
     }
     text + "0\r\nx-get: GET /hello?admin HTTP/1.1\r\n\r\n"
-}
-
-/// After the answer to the one request: nothing more comes, but the answer to a further request if the
-/// connection lives. Says whether it did.
-fn nothing_follows(mut client: Client) -> bool {
-    // The connection may be closed already, or while this is sent.
-    let _ = client.socket().write_all(request("/healthz").as_bytes());
-    match client.try_answer() {
-        Ok(Some(answer)) => {
-            assert_eq!(answer.text(), "ok\n", "the answer to something else");
-            client.half_close();
-            client.expect_end();
-            true
-        }
-        Ok(None) => false,
-        // What was sent too late is answered by a reset; nothing was lost by that.
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
-        Err(error) => panic!("{error}"),
-    }
 }
 
 /// Sends the request in two parts, with a reload between them, for many places of the cut; `status` must
@@ -82,7 +59,7 @@ fn cut_in_two(whole: &str, status: u16) {
     for (cut, mut client) in clients {
         let answer = client.answer();
         assert_eq!(answer.status, status, "cut at {cut}: {answer:?}");
-        lived += usize::from(nothing_follows(client));
+        lived += usize::from(client.lives());
     }
     assert!(
         lived > 0,
@@ -169,7 +146,7 @@ fn slowly(whole: &str, status: u16) {
                 std::thread::yield_now();
             }
             assert_eq!(client.answer().status, status);
-            nothing_follows(client);
+            client.lives();
             sent += 1;
         }
     });

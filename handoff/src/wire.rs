@@ -348,6 +348,9 @@ pub(crate) enum WireError {
         /// What was negotiated.
         agreed: u16,
     },
+    /// It is frozen, and has the version of another one.
+    #[error("a message with version {0} in its header, where a frozen one has 0")]
+    NotFrozen(u16),
     /// No message has this number.
     #[error("unknown message kind {0}")]
     Kind(u16),
@@ -540,8 +543,12 @@ fn encode_body(message: &Message, out: &mut Vec<u8>) -> Result<(), CodecError> {
 pub(crate) fn decode(record: &[u8], agreed: Option<u16>) -> Result<(Header, Message), WireError> {
     let header = Header::read(record)?;
     let kind = name_of(header.kind).ok_or(WireError::Kind(header.kind))?;
+    let is_frozen = is_frozen(header.kind);
+    if is_frozen && header.version != FROZEN {
+        return Err(WireError::NotFrozen(header.version));
+    }
     let is_right = match agreed {
-        _ if is_frozen(header.kind) => header.version == FROZEN,
+        _ if is_frozen => true,
         Some(agreed) => header.version == agreed,
         None => VERSIONS.contains(&header.version),
     };

@@ -11,7 +11,7 @@ use hyper::service::Service;
 use hyper::upgrade::OnUpgrade;
 
 use crate::body::{Hold, RequestBody};
-use crate::malformed;
+use crate::malformed::{self, Refusal};
 use crate::upgrade::Switch;
 
 mod shared;
@@ -105,7 +105,7 @@ where
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         let exchange = Exchange::begin(&self.shared, &request);
-        let malformed = malformed::reason(&request);
+        let refusal = malformed::refusal(&request);
         // Most requests have no body, and pay nothing for those that have.
         let hold = (!request.body().is_end_stream()).then(|| {
             self.shared.may_last(&exchange.name);
@@ -117,34 +117,51 @@ where
             let switch = Switch(Arc::clone(&self.shared));
             request.extensions_mut().insert(switch);
         }
-        if let Some(reason) = malformed {
-            tracing::debug!(reason, "not a request: answered by 400");
-            return Serving {
-                future: None,
-                exchange: Some(exchange),
-            };
-        }
+        let answer = match refusal {
+            Some(Refusal { status, reason }) => {
+                tracing::debug!(reason, %status, "not served");
+                Answer::Refused { status }
+            }
+            None => Answer::Served {
+                future: self.service.call(request),
+            },
+        };
         Serving {
-            future: Some(self.service.call(request)),
+            answer,
             exchange: Some(exchange),
         }
     }
 }
 
-/// Where a request that is none ends is not known, so that it is the last one.
-fn refusal<B>() -> Response<Option<B>> {
+/// Where a request that is refused ends is not known, so that it is the last one.
+fn refusal<B>(status: StatusCode) -> Response<Option<B>> {
     let mut refusal = Response::new(None);
-    *refusal.status_mut() = StatusCode::BAD_REQUEST;
+    *refusal.status_mut() = status;
     let close = HeaderValue::from_static("close");
     refusal.headers_mut().insert(header::CONNECTION, close);
     refusal
 }
 
 pin_project_lite::pin_project! {
-    /// The service's future; none for what the service does not see.
+    /// Whence the answer comes.
+    #[project = AnswerNow]
+    enum Answer<F> {
+        Served {
+            #[pin]
+            future: F,
+        },
+        /// The service does not see it.
+        Refused {
+            status: StatusCode,
+        },
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// A request under way, until its answer begins.
     pub(crate) struct Serving<F> {
         #[pin]
-        future: Option<F>,
+        answer: Answer<F>,
         exchange: Option<Exchange>,
     }
 }
@@ -160,9 +177,9 @@ where
         if let Some(exchange) = &*this.exchange {
             exchange.answer();
         }
-        let mut response = match this.future.as_pin_mut() {
-            Some(future) => ready!(future.poll(cx))?.map(Some),
-            None => refusal(),
+        let mut response = match this.answer.project() {
+            AnswerNow::Served { future } => ready!(future.poll(cx))?.map(Some),
+            AnswerNow::Refused { status } => refusal(*status),
         };
         let exchange = this.exchange.take();
         if let Some(exchange) = &exchange {

@@ -96,11 +96,39 @@ impl Client {
         self.at_server().is_some_and(|(_, accepted)| accepted)
     }
 
+    /// Whether the server has read all that was sent.
+    pub fn is_read(&self) -> bool {
+        self.at_server() == Some((0, true))
+    }
+
     /// Waits until the server has read all that was sent.
     pub fn until_read(&self) {
-        eventually("the server has read what was sent", || {
-            self.at_server() == Some((0, true))
-        });
+        eventually("the server has read what was sent", || self.is_read());
+    }
+
+    /// After the answer to the last request: nothing more comes, but the answer to a further one if the connection lives. Says
+    /// whether it did; it is closed then.
+    pub fn lives(&mut self) -> bool {
+        self.try_lives()
+            .unwrap_or_else(|problem| panic!("{problem}"))
+    }
+
+    /// The same, where something else may come.
+    pub fn try_lives(&mut self) -> Result<bool, String> {
+        // The connection may be closed already, or while this is sent.
+        let _ = self.socket().write_all(request("/healthz").as_bytes());
+        match self.try_answer() {
+            Ok(Some(answer)) if answer.text() == "ok\n" => {
+                self.half_close();
+                self.expect_end();
+                Ok(true)
+            }
+            Ok(Some(answer)) => Err(format!("the answer to something else: {answer:?}")),
+            Ok(None) => Ok(false),
+            // What was sent too late is answered by a reset; nothing was lost by that.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(false),
+            Err(error) => Err(error.to_string()),
+        }
     }
 }
 

@@ -7,8 +7,10 @@
 use std::{
     fs::File,
     io::{self, Read},
-    os::fd::OwnedFd,
+    os::fd::{AsRawFd, OwnedFd},
 };
+
+use rustix::fs::{Mode, OFlags};
 
 use super::{CHUNK_BYTES, MAX_FINISH_BYTES};
 use crate::process;
@@ -50,13 +52,12 @@ impl Lent {
         }
     }
 
-    /// Never waits: the parent has made the reading end non-blocking.
+    /// Never waits. If it cannot be had without waiting it is lost, and the process serves.
     pub(super) fn rest(&self) -> Vec<u8> {
         let mut rest = Vec::new();
-        let Ok(pipe) = super::dup(&self.pipe) else {
+        let Ok(mut pipe) = self.without_waiting() else {
             return rest;
         };
-        let mut pipe = File::from(pipe);
         let mut buffer = vec![0; CHUNK_BYTES];
         while rest.len() < MAX_FINISH_BYTES {
             match pipe.read(&mut buffer) {
@@ -67,5 +68,16 @@ impl Lent {
             }
         }
         rest
+    }
+
+    /// The reading end, which the parent may have left blocking: the flag is that of the open file description, of which a living parent
+    /// is an owner, too. So it is not set, but the pipe opened once more.
+    fn without_waiting(&self) -> io::Result<File> {
+        if rustix::fs::fcntl_getfl(&self.pipe)?.contains(OFlags::NONBLOCK) {
+            return Ok(File::from(super::dup(&self.pipe)?));
+        }
+        let path = format!("/proc/self/fd/{}", self.pipe.as_raw_fd());
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(File::from(rustix::fs::open(path, flags, Mode::empty())?))
     }
 }
