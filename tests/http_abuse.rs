@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rows::{Row, Then};
 use support::{
     Hello, LONG,
-    client::{Client, request},
+    client::{Answer, Client, request},
     eventually,
     load::Load,
 };
@@ -26,6 +26,8 @@ const DOCS: &str = include_str!("../docs/http.md");
 struct Seen {
     /// 0: none.
     status: u16,
+    /// What the answer says of the connection.
+    keeps: bool,
     lives: bool,
 }
 
@@ -52,6 +54,7 @@ impl Row {
             client.try_answer().map_err(|error| error.to_string())?
         };
         Ok(Seen {
+            keeps: answer.as_ref().is_some_and(Answer::keeps),
             status: answer.map_or(0, |answer| answer.status),
             lives: client.try_lives()?,
         })
@@ -86,6 +89,9 @@ impl Round {
             let allowed = row.allowed;
             self.wrong
                 .push(format!("cut {cut:?}: {line}: allowed is {allowed:?}"));
+        } else if seen.keeps && *then == Then::Closes {
+            self.wrong
+                .push(format!("cut {cut:?}: {name}: keep-alive, and closed"));
         } else if !then.allows(seen.lives, cut.is_some()) {
             let lives = seen.lives;
             self.wrong.push(format!(

@@ -263,7 +263,7 @@ impl Capture {
     }
 
     /// Reads and passes on, for ever: an arm of a `select!` that never wins. Nothing is lost
-    /// when it is dropped and called again.
+    /// when it is dropped and called again. A child that writes without end gets a chunk for each turn of the others.
     pub(crate) async fn pump(&mut self) -> Infallible {
         let mut buffer = vec![0; CHUNK_BYTES];
         while !self.ended {
@@ -274,7 +274,11 @@ impl Capture {
             match read {
                 Err(error) if is_temporary(&error) => {}
                 Ok(0) | Err(_) => self.ended = true,
-                Ok(read) => self.take(&buffer[..read]),
+                Ok(read) => {
+                    self.take(&buffer[..read]);
+                    // Tokio's own budget does not count this.
+                    tokio::task::yield_now().await;
+                }
             }
         }
         std::future::pending().await

@@ -57,14 +57,26 @@ impl Exchange {
         }
         // A body that was dropped and that we will not read either ends the connection.
         if self.shared.is_last_answer() || self.shared.is_unread(self.number) {
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
-            // To a client of HTTP/1.0 hyper would add `keep-alive` to it, unless the answer is of
-            // that version too.
-            if self.version == Version::HTTP_10 {
-                *response.version_mut() = Version::HTTP_10;
-            }
+            self.close(response);
         }
+    }
+
+    /// Makes it the connection's last answer.
+    fn close<B>(&self, response: &mut Response<B>) {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+        // To a client of HTTP/1.0 hyper would add `keep-alive` to it, unless the answer is of that version too.
+        if self.version == Version::HTTP_10 {
+            *response.version_mut() = Version::HTTP_10;
+        }
+    }
+
+    /// The answer to what is not served. Where such a request ends is not known, so that it is the last one.
+    fn refusal<B>(&self, status: StatusCode) -> Response<Option<B>> {
+        let mut refusal = Response::new(None);
+        *refusal.status_mut() = status;
+        self.close(&mut refusal);
+        refusal
     }
 }
 
@@ -133,15 +145,6 @@ where
     }
 }
 
-/// Where a request that is refused ends is not known, so that it is the last one.
-fn refusal<B>(status: StatusCode) -> Response<Option<B>> {
-    let mut refusal = Response::new(None);
-    *refusal.status_mut() = status;
-    let close = HeaderValue::from_static("close");
-    refusal.headers_mut().insert(header::CONNECTION, close);
-    refusal
-}
-
 pin_project_lite::pin_project! {
     /// Whence the answer comes.
     #[project = AnswerNow]
@@ -174,17 +177,18 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        if let Some(exchange) = &*this.exchange {
-            exchange.answer();
-        }
-        let mut response = match this.answer.project() {
-            AnswerNow::Served { future } => ready!(future.poll(cx))?.map(Some),
-            AnswerNow::Refused { status } => refusal(*status),
+        let polled = "a future that is done is not polled";
+        let exchange = this.exchange.as_ref().expect(polled);
+        exchange.answer();
+        let response = match this.answer.project() {
+            AnswerNow::Served { future } => {
+                let mut response = ready!(future.poll(cx))?.map(Some);
+                exchange.settle(&mut response);
+                response
+            }
+            AnswerNow::Refused { status } => exchange.refusal(*status),
         };
         let exchange = this.exchange.take();
-        if let Some(exchange) = &exchange {
-            exchange.settle(&mut response);
-        }
         Poll::Ready(Ok(response.map(|body| ResponseBody {
             body,
             _exchange: exchange,

@@ -222,6 +222,16 @@ pub(super) fn hosts() -> Vec<Row> {
             BAD,
             Then::Closes,
         ),
+        row(
+            "the same, with `Connection: keep-alive`",
+            "3.2",
+            with(
+                "HTTP/1.0",
+                "host: a\r\nhost: b\r\nconnection: keep-alive\r\n",
+            ) + EVIL,
+            BAD,
+            Then::Closes,
+        ),
     ]
 }
 

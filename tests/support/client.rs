@@ -42,6 +42,15 @@ impl Answer {
             .expect("x-generation")
     }
 
+    /// Whether a line says that the connection lives.
+    pub fn keeps(&self) -> bool {
+        let is_keep = |option: &str| option.trim().eq_ignore_ascii_case("keep-alive");
+        let keep = |(name, value): &(String, String)| {
+            name == "connection" && value.split(',').any(is_keep)
+        };
+        self.headers.iter().any(keep)
+    }
+
     pub fn closes(&self) -> bool {
         self.header("connection")
             .is_some_and(|c| c.eq_ignore_ascii_case("close"))
