@@ -5,12 +5,13 @@ mod support;
 
 use std::{
     fs,
+    io::{Read, Write},
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, net::UnixStream},
     time::{Duration, Instant},
 };
 
-use support::{Hello, Start, eventually, load::Load};
+use support::{Hello, LONG, Start, eventually, load::Load};
 
 const REAL: &str = env!("CARGO_BIN_EXE_hello");
 
@@ -864,4 +865,45 @@ mod rogue {
             Ok(())
         }
     }
+}
+
+/// Whatever a child says, its reload comes to an end, and the others have their turn.
+#[test]
+fn a_child_that_writes_without_end_is_killed_in_time() {
+    let start = Hello::with().arg("--ready-timeout").arg("1s");
+    let said = refused(start, |hello| {
+        hello.replace_binary_by_script("exec yes a line of the child >&2");
+    });
+    assert_says(&said, &["(limit: 1s)", "a line of the child"]);
+}
+
+/// Each of its bytes is six in JSON.
+#[test]
+fn a_child_that_says_control_characters_fails_the_reload_as_any_other() {
+    let said = refused(Hello::with(), |hello| {
+        let line = "\\033".repeat(2048);
+        hello.replace_binary_by_script(&format!(
+            "for i in $(seq 60); do printf '{line}\\n' >&2; done; exit 7"
+        ));
+    });
+    assert_says(&said, &["exited with status 7", "bytes cut]"]);
+    // It is shown to a terminal.
+    assert!(!said.contains('\x1b'), "{said}");
+}
+
+/// A question after a reload that has failed is answered once, and that is all.
+#[test]
+fn the_outcome_of_a_failed_reload_is_the_last_word() {
+    let hello = Hello::start();
+    hello.replace_binary_by_script("exit 7");
+    hello.reload_fails(1);
+    let mut control = UnixStream::connect(hello.control()).expect("connect");
+    control.set_read_timeout(Some(LONG)).expect("timeout");
+    control
+        .write_all(b"{\"verb\":\"outcome\",\"reload\":1}\n")
+        .expect("ask");
+    let mut said = String::new();
+    control.read_to_string(&mut said).expect("an end");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("exited with status 7"), "{said}");
 }

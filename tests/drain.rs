@@ -16,7 +16,7 @@ use support::{
     client::{Answer, Client, request},
     eventually,
     load::Load,
-    raise_descriptors,
+    raise_descriptors, text,
 };
 
 /// Long enough to span a reload, even on a busy machine.
@@ -286,7 +286,7 @@ fn a_request_under_way_at_the_deadline_is_cut_and_named() {
     slow.until_read();
     upload.until_read();
     let output = hello.hello(&["reload"]);
-    let said = support::text(&output);
+    let said = text(&output);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("2 cut"), "{said}");
     assert!(
@@ -392,7 +392,7 @@ fn status_says_what_a_draining_process_waits_for() {
         expected.iter().all(|name| named.iter().any(|n| n == name))
     });
     let output = hello.hello(&["status"]);
-    let said = support::text(&output);
+    let said = text(&output);
     assert!(said.contains(&format!("\n    {}", expected[0])), "{said}");
     upload.send("67890");
     is_plain(&upload.answer(), 1);
@@ -446,6 +446,28 @@ fn requests_that_only_the_kernel_has_are_answered_before_a_stop() {
     assert!(!hello.pidfile().exists());
 }
 
+/// It drains, and is the service no more: when its successor is gone, nobody is, and another can be started at once.
+#[test]
+fn a_draining_parent_holds_no_name_of_the_service() {
+    let hello = Hello::with().arg("--drain-timeout").arg("10m").start();
+    let parent = hello.pid();
+    let mut slow = Client::connect(hello.address());
+    slow.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
+    slow.until_read();
+    hello.begin_reload();
+    let child = hello.pid();
+    hello.signal(child, Signal::SIGKILL);
+    eventually("the parent is alone", || hello.processes() == [parent]);
+    let output = hello.hello(&["status"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output));
+    let mut anew = hello.serve_anew();
+    slow.send("b");
+    assert_eq!(slow.answer().status, 200);
+    slow.expect_end();
+    anew.kill().expect("kill");
+    anew.wait().expect("wait");
+}
+
 #[test]
 fn a_stop_finishes_what_is_under_way_and_lets_nobody_wait_in_vain() {
     let hello = Hello::start();
@@ -496,7 +518,7 @@ fn a_stop_while_older_generations_drain_ends_all_of_them() {
     }
     assert_eq!(hello.processes().len(), 3);
     let output = hello.hello(&["stop"]);
-    assert!(output.status.success(), "{}", support::text(&output));
+    assert!(output.status.success(), "{}", text(&output));
     for (generation, client) in (1..).zip(&mut clients) {
         let answer = client.answer();
         is_from(&answer, generation);

@@ -372,6 +372,34 @@ fn a_stop_on_probation_ends_both() {
     hello.is_gone();
 }
 
+/// What is under way at the child is finished; nothing waits for a deadline.
+#[test]
+fn a_stop_during_a_rollback_waits_for_requests_and_no_longer() {
+    let hello = Hello::with()
+        .probation(LONG_PROBATION)
+        .arg("--drain-timeout")
+        .arg("10m")
+        .start();
+    let reload = OnProbation::begin(&hello);
+    let mut client = client_of(&hello, 2);
+    client.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
+    client.until_read();
+    let rollback = hello.verb(&["rollback"]).spawn().expect("hello rollback");
+    eventually("the parent serves again", || {
+        let mut client = Client::connect(hello.address());
+        client.get("/hello").generation() == 1
+    });
+    hello.signal(reload.child, Signal::SIGTERM);
+    eventually("it is told to stop", || hello.log().contains("stopping"));
+    client.send("b");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.closes()), (200, true));
+    client.expect_end();
+    end_of(rollback);
+    end_of(reload.reloading);
+    hello.is_gone();
+}
+
 #[test]
 fn a_parent_that_is_killed_on_probation_leaves_a_child_that_serves() {
     let hello = on_long_probation();

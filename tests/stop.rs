@@ -330,3 +330,29 @@ fn a_stop_while_the_child_is_frozen_leaves_no_process() {
     eprintln!("{}", text(&reload));
     assert_gone(&hello);
 }
+
+/// Blank lines mean nothing (RFC 9112, section 2.2): there is no request to wait for.
+#[test]
+fn a_blank_line_after_a_request_holds_no_stop_up() {
+    for blank in ["\r\n", "\n", "\r\n\r\n"] {
+        let hello = Hello::with().arg("--drain-timeout").arg("10m").start();
+        let connect = || {
+            let mut client = Client::connect(hello.address());
+            assert_eq!(client.get("/hello").status, 200);
+            client
+        };
+        let (mut read, mut queued) = (connect(), connect());
+        read.send(blank);
+        read.until_read();
+        let pid = hello.pid();
+        hello.signal(pid, Signal::SIGSTOP);
+        queued.send(blank);
+        hello.signal(pid, Signal::SIGTERM);
+        hello.signal(pid, Signal::SIGCONT);
+        for client in [&mut read, &mut queued] {
+            client.expect_end();
+            client.half_close();
+        }
+        hello.is_gone();
+    }
+}

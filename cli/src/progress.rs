@@ -7,7 +7,7 @@ use std::time::Duration;
 use handoff::control::Event;
 use tokio::time::Instant;
 
-use crate::render;
+use crate::{output, render};
 
 /// Erases the line and returns to its beginning.
 const ERASE: &[u8] = b"\r\x1b[K";
@@ -128,7 +128,7 @@ impl<W: Write> Progress<W> {
 
     fn child_said(&mut self, line: &str) {
         self.erase();
-        let _ = writeln!(self.out, "child: {line}");
+        let _ = writeln!(self.out, "child: {}", output::printable(line));
     }
 }
 

@@ -258,8 +258,9 @@ impl Channel {
             match send(self.fd.get_ref().as_fd(), next) {
                 Ok(()) => drop(self.outgoing.pop_front()),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                // Acks make room, ours or another process's: the driver calls again after each message.
-                Err(e) if e.raw_os_error() == Some(Errno::TOOMANYREFS.raw_os_error()) => {
+                // Acks make room, ours or another process's: the driver calls again after each message. Memory comes back, too:
+                // a reload must not fail of a moment without it.
+                Err(e) if is_shortage(&e) => {
                     self.is_crowded = true;
                     return Ok(());
                 }
@@ -336,6 +337,14 @@ impl std::fmt::Debug for Channel {
             .field("queued", &self.outgoing.len())
             .finish_non_exhaustive()
     }
+}
+
+/// What others, or the kernel, may have again soon: descriptors on their way, or memory.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM)
+    )
 }
 
 fn has_input(socket: BorrowedFd<'_>) -> io::Result<bool> {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 
@@ -81,7 +81,7 @@ pub(crate) enum Effect {
     PassOn(Inherited, Vec<Arc<OwnedFd>>),
     /// This process was revoked: what the application gives up goes to the parent.
     Returning,
-    /// This process serves again: what the application gives up is for a successor.
+    /// Nobody takes what the application gives up any more: it is for a successor, or comes back.
     Resumed,
 }
 
@@ -107,6 +107,8 @@ pub(crate) struct ChildDriver {
     inbox_tx: mpsc::UnboundedSender<Inner>,
     /// When the probation is to end.
     probation_ends: Option<Instant>,
+    /// Nothing may be left to return.
+    none: watch::Receiver<()>,
     /// Since it was revoked.
     transfer: Option<Transfer>,
     pass: Option<mpsc::UnboundedReceiver<PassRequest>>,
@@ -230,6 +232,7 @@ impl ChildDriver {
     fn with(shared: Arc<Shared>, machine: Child, link: Link) -> Self {
         let (inbox_tx, inbox) = mpsc::unbounded_channel();
         Self {
+            none: shared.live.none(),
             link,
             shared,
             machine,
@@ -304,7 +307,6 @@ impl ChildDriver {
             let room = self.transfer.as_ref().map_or(0, Transfer::room);
             self.look_after_stderr();
             let is_lent = self.stderr.is_some() && self.machine.state() == State::Probation;
-            let shared = self.shared.clone();
             tokio::select! {
                 biased;
                 heard = self.link.next() => {
@@ -318,7 +320,7 @@ impl ChildDriver {
                     }
                 }
                 () = transfer::receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
-                () = shared.live.none(), if self.transfer.is_some() => {}
+                _ = self.none.changed(), if self.transfer.is_some() => {}
                 () = tokio::time::sleep(STDERR_LOOK), if is_lent => {
                     self.look_after_stderr();
                 }
@@ -620,9 +622,11 @@ impl ChildDriver {
             transfer.continue_alone(reason, false);
         }
         let actions = self.machine.on(event);
-        let effects = self.perform(actions);
-        if is_alone && let Some(transfer) = &mut self.transfer {
-            transfer.continue_alone("the parent has died", true);
+        let mut effects = self.perform(actions);
+        if is_alone && let Some(transfer) = self.transfer.take() {
+            // Stopped while it was to return things, which nobody takes any more.
+            transfer.dissolve("the parent has died", &mut self.pass);
+            effects.push(Effect::Resumed);
         }
         effects
     }
@@ -827,8 +831,9 @@ impl ChildDriver {
 
     /// There is nobody to talk with any more, and this process is the service if anybody is.
     pub(crate) fn sever(&mut self) {
-        // What was acknowledged is this process's.
-        self.intake.give_all(&self.shared);
+        // What was acknowledged is this process's. An ack that is not written yet never will be: what it is about stays with the
+        // other process.
+        self.intake.give(&self.shared, &self.link);
         if !self.is_final {
             self.become_final();
         }

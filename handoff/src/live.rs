@@ -14,7 +14,7 @@ use std::{
     },
 };
 
-use tokio::sync::{Notify, futures::Notified};
+use tokio::sync::{Notify, futures::Notified, watch};
 
 use crate::control::message::ConnectionCounts;
 
@@ -42,7 +42,8 @@ pub(crate) struct Live {
     changed: Notify,
     /// Acceptors that have not ended: each may still bring a connection.
     others: AtomicU64,
-    none: Notify,
+    /// Nothing was left, at least for a moment. Each who waits sees each change: with a wakeup for one, the wrong one might take it.
+    none: watch::Sender<()>,
     leaving: AtomicBool,
     drained: AtomicU64,
     moved: Mutex<BTreeMap<&'static str, u64>>,
@@ -102,9 +103,9 @@ impl Live {
         self.others.load(Ordering::Acquire) == 0 && self.connections() == 0
     }
 
-    /// Wakes when [`is_none`](Self::is_none) may have become true.
-    pub(crate) async fn none(&self) {
-        self.none.notified().await;
+    /// Its `changed` wakes when [`is_none`](Self::is_none) may have become true since the last time, or since this call.
+    pub(crate) fn none(&self) -> watch::Receiver<()> {
+        self.none.subscribe()
     }
 
     /// Resolves when the number of connections has changed since this call.
@@ -269,7 +270,7 @@ impl Drop for ConnectionGuard {
             self.live.drained.fetch_add(1, Ordering::AcqRel);
         }
         if self.live.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.live.none.notify_one();
+            self.live.none.send_replace(());
         }
         // Each acceptor may be waiting, and the place may be any one's.
         self.live.changed.notify_waiters();
@@ -282,7 +283,7 @@ pub(crate) struct OtherGuard(Arc<Live>);
 impl Drop for OtherGuard {
     fn drop(&mut self) {
         if self.0.others.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.none.notify_one();
+            self.0.none.send_replace(());
         }
     }
 }
@@ -362,11 +363,16 @@ mod tests {
         let waiting = tokio::spawn({
             let live = live.clone();
             async move {
-                while !live.is_none() {
-                    live.none().await;
-                }
+                let (mut one, mut other) = (live.none(), live.none());
+                // Both: what one has seen is not taken from the other.
+                one.changed().await.unwrap();
+                other.changed().await.unwrap();
+                assert!(live.is_none());
             }
         });
+        while live.none.receiver_count() < 2 {
+            tokio::task::yield_now().await;
+        }
         drop(guard);
         waiting.await.unwrap();
     }

@@ -19,18 +19,33 @@ struct Inner {
     last: Option<LastReload>,
 }
 
+impl Inner {
+    fn watch(&mut self, reload: u64, reply: Reply) {
+        self.forget_gone();
+        self.watchers.push((reload, reply));
+    }
+
+    /// Events may be rare, and those who ask many.
+    fn forget_gone(&mut self) {
+        self.subscribers.retain(|reply| !reply.is_closed());
+        self.watchers.retain(|(_, reply)| !reply.is_closed());
+    }
+}
+
 impl News {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn subscribe(&self, reply: Reply) {
-        self.lock().subscribers.push(reply);
+        let mut inner = self.lock();
+        inner.forget_gone();
+        inner.subscribers.push(reply);
     }
 
     /// Tells this client all that happens to the reload from now on.
     pub(crate) fn watch(&self, reload: u64, reply: Reply) {
-        self.lock().watchers.push((reload, reply));
+        self.lock().watch(reload, reply);
     }
 
     /// The same, of a reload whose child is on probation: first of all the client learns its id.
@@ -52,11 +67,14 @@ impl News {
         let Some(last) = inner.last.clone().filter(|last| last.reload == reload) else {
             return false;
         };
-        reply.send(&Event::Reloaded {
+        let reloaded = Event::Reloaded {
             reload,
             outcome: last.outcome,
-        });
+        };
+        reply.send(&reloaded);
         match last.drained {
+            // Of a reload that has failed there is nothing more to tell.
+            _ if reloaded.is_final() => {}
             Some(connections) => {
                 reply.send(&Event::Drained {
                     reload,
@@ -64,7 +82,7 @@ impl News {
                     connections,
                 });
             }
-            None => inner.watchers.push((reload, reply)),
+            None => inner.watch(reload, reply),
         }
         true
     }

@@ -7,11 +7,15 @@
 use std::{
     convert::Infallible,
     os::fd::{AsFd, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use crate::{
     changes,
@@ -89,6 +93,10 @@ pub(crate) struct ParentDriver {
     overstepped: Option<Duration>,
     /// The drain deadline has passed.
     is_late: bool,
+    /// Nothing may be left to drain.
+    none: watch::Receiver<()>,
+    /// What is being undone: it is not all done while it is here.
+    failing: Option<Failure>,
     /// Since `Confirm`.
     transfer: Option<Transfer>,
     /// Since `Revoke`: the child returns what it has.
@@ -153,6 +161,8 @@ impl ParentDriver {
             pid: child.pid(),
         };
         let mut driver = Self {
+            none: shared.live.none(),
+            failing: None,
             shared,
             machine,
             link,
@@ -205,7 +215,8 @@ impl ParentDriver {
     /// deciding that the child is final and acting on it.
     pub(crate) fn is_past_all(&self) -> bool {
         match self.machine.state() {
-            State::Ended => true,
+            // Without one the reload has failed.
+            State::Ended => self.transfer.is_some(),
             _ => self.is_confirmed() && self.transfer.is_none(),
         }
     }
@@ -294,7 +305,7 @@ impl ParentDriver {
                 }
                 Some(inner) = self.inbox.recv() => return self.inner(inner),
                 () = transfer::receive(&mut self.pass, &mut self.transfer, room), if room > 0 => {}
-                () = self.shared.live.none(), if self.transfer.is_some() => {}
+                _ = self.none.changed(), if self.transfer.is_some() => {}
                 () = changed, if self.transfer.is_some() => {}
                 () = ended(self.reaper.as_ref()) => {
                     self.reaper = None;
@@ -600,7 +611,10 @@ impl ParentDriver {
                     tracing::error!(%error, child = self.pid(), "cannot kill the child");
                 }
             }
-            Action::Failed(failure) => self.failed(failure),
+            Action::Failed(failure) => {
+                self.failing = Some(failure);
+                self.failed();
+            }
             Action::StopSelf(reason) => {
                 if self.transfer.is_none() {
                     self.tell_failed("stopping", &reason);
@@ -827,13 +841,26 @@ impl ParentDriver {
         }
     }
 
-    /// Puts everything back, and says why.
-    fn failed(&mut self, failure: Failure) {
-        let Failure {
+    /// After a panic on the way out of a reload that has failed: what it left undone. Each step may be done twice; a second
+    /// panic in the same place is left where it is.
+    pub(crate) fn fail_once_more(&mut self) -> Option<Effect> {
+        if *self.machine.state() != State::Ended || self.transfer.is_some() {
+            return None;
+        }
+        let _ = catch_unwind(AssertUnwindSafe(|| self.failed()));
+        Some(Effect::Ended(None))
+    }
+
+    /// Puts everything back, and says why. What others wait for comes first, and the log last: it is an embedder's code.
+    fn failed(&mut self) {
+        let Some(Failure {
             phase,
             mut reason,
             undo,
-        } = failure;
+        }) = self.failing.clone()
+        else {
+            return;
+        };
         if let Some(limit) = self.overstepped {
             reason.push_str(&format!(" (limit: {limit:?})"));
         }
@@ -852,6 +879,8 @@ impl ParentDriver {
         if let Some(mut intake) = self.intake.take() {
             intake.give_all(&self.shared);
         }
+        self.tell_failed(phase, &reason);
+        self.failing = None;
         tracing::error!(
             reload = self.reload,
             child = self.pid(),
@@ -859,7 +888,6 @@ impl ParentDriver {
             reason,
             "reload failed; this generation serves on"
         );
-        self.tell_failed(phase, &reason);
     }
 
     fn tell_failed(&mut self, phase: &str, reason: &str) {

@@ -15,7 +15,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::{AbortHandle, JoinHandle},
     time::Instant,
 };
@@ -124,6 +124,15 @@ pub(crate) enum Turn {
     Retired,
     Revoked,
     ColdStart,
+}
+
+/// The hook that was called last.
+#[derive(Debug)]
+struct Called {
+    turn: Turn,
+    task: JoinHandle<()>,
+    /// Ends the hook, if it is still at it, or keeps it from beginning.
+    end: Arc<Notify>,
 }
 
 /// What was asked for when the process was built.
@@ -237,7 +246,7 @@ pub(crate) struct Shared {
     /// The pidfile that this process may come to need.
     spare: Mutex<Option<Spare>>,
     /// The hook that was called last.
-    hook: Mutex<Option<JoinHandle<()>>>,
+    hook: Mutex<Option<Called>>,
     /// The snapshot that is being taken.
     pub(crate) snapshot: tokio::sync::Mutex<()>,
     /// Older generations that still drain, the youngest first.
@@ -355,20 +364,28 @@ impl Shared {
             Turn::ColdStart => hooks.cold_start.clone(),
         };
         let (ended, has_ended) = oneshot::channel();
+        let end = Arc::new(Notify::new());
+        let called_off = Arc::clone(&end);
         let mut last = self.hook.lock().unwrap_or_else(PoisonError::into_inner);
         let before = last.take();
-        *last = Some(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             if let Some(before) = before {
-                if turn == Turn::Revoked {
-                    before.abort();
+                if turn == Turn::Revoked && before.turn == Turn::Retired {
+                    // Only that one: what it has waited for is waited for here, too.
+                    before.end.notify_one();
                 }
-                let _ = before.await;
+                let _ = before.task.await;
             }
             if let Some(hook) = hook {
-                hook().await;
+                tokio::select! {
+                    biased;
+                    () = called_off.notified() => {}
+                    () = hook() => {}
+                }
             }
             drop(ended);
-        }));
+        });
+        *last = Some(Called { turn, task, end });
         has_ended
     }
 
@@ -532,6 +549,10 @@ impl Shared {
         self.forget_pidfile();
         let mut owned = self.owned();
         owned.lock = None;
+        if let Some(control) = &owned.control {
+            // Clients that were accepted are served on.
+            control.close();
+        }
         owned.listeners.retain(|l| self.is_removed(l.name()));
     }
 

@@ -35,8 +35,8 @@ const MAX_PINNED: usize = 4;
 /// As Rust's own panic hook says it.
 const PANICKED: &str = " panicked at ";
 
-/// How much of one line is kept, in bytes. With [`MAX_LINES`] the whole fits into one message
-/// of the control socket.
+/// How much of one line is kept, in bytes as JSON has them. With [`MAX_LINES`] the whole fits into one message
+/// of the control socket, also where every byte is no UTF-8, and is told as three.
 pub(crate) const MAX_LINE_BYTES: usize = 1024;
 
 /// How many chunks may wait for the thread that writes them: 4 MiB at the most.
@@ -140,6 +140,8 @@ struct Lines {
     on_line: Box<dyn FnMut(&str) + Send>,
     /// The line that has not ended yet, as far as it is kept.
     open: Vec<u8>,
+    /// What that takes in JSON, in bytes.
+    length: usize,
     /// How much of it was cut off, in bytes.
     cut: usize,
     kept: VecDeque<String>,
@@ -159,7 +161,15 @@ impl Lines {
     }
 
     fn extend(&mut self, bytes: &[u8]) {
-        let kept = bytes.len().min(MAX_LINE_BYTES - self.open.len());
+        let kept = bytes.iter().take_while(|byte| {
+            let length = self.length + length_in_json(**byte);
+            let fits = self.cut == 0 && length <= MAX_LINE_BYTES;
+            if fits {
+                self.length = length;
+            }
+            fits
+        });
+        let kept = kept.count();
         self.open.extend_from_slice(&bytes[..kept]);
         self.cut += bytes.len() - kept;
     }
@@ -171,7 +181,7 @@ impl Lines {
             line.push_str(&format!(" [{} bytes cut]", self.cut));
         }
         self.open.clear();
-        self.cut = 0;
+        (self.length, self.cut) = (0, 0);
         (self.on_line)(&line);
         if self.kept.len() == MAX_LINES {
             let oldest = &self.kept[self.pinned];
@@ -190,6 +200,15 @@ impl Lines {
         if !self.open.is_empty() {
             self.end_line();
         }
+    }
+}
+
+/// Of a byte of a text, RFC 8259, section 7.
+fn length_in_json(byte: u8) -> usize {
+    match byte {
+        b'\t' | b'\r' | b'"' | b'\\' => 2,
+        0..0x20 => 6,
+        _ => 1,
     }
 }
 
@@ -238,6 +257,7 @@ impl Capture {
         let lines = Lines {
             on_line: Box::new(on_line),
             open: Vec::new(),
+            length: 0,
             cut: 0,
             kept: VecDeque::new(),
             pinned: 0,

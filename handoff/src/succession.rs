@@ -11,7 +11,7 @@ use std::{
 };
 
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until},
 };
@@ -73,6 +73,8 @@ pub(crate) struct Succession {
     latched: bool,
     ending: Option<Ending>,
     serving: Option<oneshot::Sender<()>>,
+    /// Nothing may live here any more.
+    none: watch::Receiver<()>,
     /// The last child that did not become the service: it may have put its name into the pidfile.
     last_child: Option<u32>,
     /// How it ends, once that is decided.
@@ -108,6 +110,7 @@ impl Succession {
         let (incoming, pass) = receivers;
         shared.set_upstream(upstream.is_some());
         Self {
+            none: shared.live.none(),
             shared,
             signals,
             commands,
@@ -175,7 +178,8 @@ impl Succession {
             up.sever();
         }
         if let Some(down) = &mut self.downstream {
-            let effects = down.handle(ParentEvent::Broken(PANICKED.to_owned()));
+            let mut effects = down.handle(ParentEvent::Broken(PANICKED.to_owned()));
+            effects.extend(down.fail_once_more());
             self.downstream_effects(effects);
         }
         self.settle_upstream();
@@ -196,9 +200,17 @@ impl Succession {
             }
             Some(asked) = self.incoming.recv() => Woken::Asked(asked),
             () = deadline(self.ending.as_ref()) => Woken::Deadline,
-            () = self.shared.live.none(), if self.ending.is_some() => Woken::Idle,
-            () = bounce(&mut self.pass), if *self.shared.phase.borrow() == Phase::Serving => Woken::Idle,
+            _ = self.none.changed(), if self.ending.is_some() => Woken::Idle,
+            () = bounce(&mut self.pass), if self.takes_back() => Woken::Idle,
         }
+    }
+
+    /// Whether what was given up when there was somebody to take it is this process's own.
+    fn takes_back(&self) -> bool {
+        matches!(
+            *self.shared.phase.borrow(),
+            Phase::Serving | Phase::Stopping | Phase::Cut
+        )
     }
 
     /// `Some` when the process has nothing more to do.

@@ -26,11 +26,51 @@ fn note(dir: &Path, generation: u64, hook: &str) {
         .expect("note");
 }
 
+/// Until a test has written the file.
+async fn until_told(dir: &Path) {
+    while !dir.join("told").exists() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// An embedder's log that fails on one line.
+struct PanickyLog;
+
+impl tracing::Subscriber for PanickyLog {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        event.record(
+            &mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+                let words = format!("{value:?}");
+                assert!(!words.contains("reload failed"), "the log was told to");
+            },
+        );
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
 #[test]
 fn program() {
     let Some((dir, config)) = support::playing() else {
         return;
     };
+    if config.lines().any(|line| line == "log with a panic") {
+        tracing::subscriber::set_global_default(PanickyLog).expect("the first one");
+    }
     support::play(async {
         let says = |word: &str| config.lines().any(|line| line == word);
         // Known only later, and noted by the hooks.
@@ -70,7 +110,23 @@ fn program() {
             } else {
                 Orphan::Promote
             })
-            .on_committed(noting("committed", Duration::ZERO, false))
+            .on_committed({
+                let note_it = noting("committed", Duration::ZERO, false);
+                let is_slow = says("commit when told");
+                let (dir, generation) = (dir.clone(), generation.clone());
+                move || {
+                    let noted = note_it();
+                    let (dir, generation) = (dir.clone(), generation.clone());
+                    async move {
+                        noted.await;
+                        if is_slow {
+                            until_told(&dir).await;
+                            let generation = generation.load(std::sync::atomic::Ordering::Relaxed);
+                            note(&dir, generation, "committed-returns");
+                        }
+                    }
+                }
+            })
             .on_retired(noting("retired", retiring, says("retire with a panic")))
             .on_revoked(noting("revoked", Duration::ZERO, false))
             .probation(if says("probation") {
@@ -203,6 +259,39 @@ fn a_hook_that_panics_has_returned() {
         service.reload();
     });
     expect(&service, &["1 committed", "1 retired", "2 committed"]);
+}
+
+/// What is cut short is `retired` alone: what it waits for goes on, and `revoked` waits for that, too.
+#[test]
+fn hooks_never_overlap() {
+    let service = Service::start("commit when told\n");
+    under_traffic(&service, |goes_on| {
+        let reason = service.reload_fails();
+        assert!(reason.contains("retired"), "{reason}");
+        goes_on();
+        expect(&service, &["1 committed"]);
+        std::fs::write(service.dir().join("told"), "").expect("told");
+        expect(
+            &service,
+            &["1 committed", "1 committed-returns", "1 revoked"],
+        );
+    });
+}
+
+#[test]
+fn a_panic_as_a_failed_reload_is_undone_costs_nothing_else() {
+    let service = Service::start("log with a panic\nretire never\n");
+    let pid = service.pid();
+    under_traffic(&service, |goes_on| {
+        for _ in 0..2 {
+            let reason = service.reload_fails();
+            assert!(reason.contains("retired"), "{reason}");
+            goes_on();
+        }
+        assert_eq!(service.pid(), pid);
+    });
+    assert_eq!(service.processes().len(), 1);
+    service.stop();
 }
 
 /// A reload whose child is committed, and falls ill then: why it failed.

@@ -41,8 +41,10 @@ pub(crate) struct Clock {
     /// The exchange whose end began this wait.
     exchange: u64,
     waiting_since: Instant,
-    /// When the first byte of the next head came, as far as is known.
+    /// When the first byte of the next head came, as far as is known: it may be that of a blank line.
     head_since: Option<Instant>,
+    /// It is that of a head.
+    is_head: bool,
     /// hyper's buffer was found to hold no part of a head when the wait began.
     looked: bool,
     /// [`GRACE`] was granted in this wait, until then.
@@ -61,6 +63,7 @@ impl Clock {
             exchange,
             waiting_since: ago(spent.waited),
             head_since: spent.head.map(ago),
+            is_head: spent.head.is_some(),
             // What another hyper had read ahead came with the connection, so it is known.
             looked: true,
             graced: None,
@@ -102,28 +105,41 @@ impl Clock {
                 exchange,
                 waiting_since: now,
                 head_since: None,
+                is_head: false,
                 looked: false,
                 graced: None,
             };
         }
         if arrived {
-            self.head_begins(now);
+            self.head_since.get_or_insert(now);
         }
     }
 
     /// The first byte of a head is there.
     pub(crate) fn head_begins(&mut self, now: Instant) {
         self.head_since.get_or_insert(now);
+        self.is_head = true;
     }
 
     /// A part of a head was found that must have been there since the wait began.
     pub(crate) fn head_found(&mut self) {
-        self.head_since.get_or_insert(self.waiting_since);
+        self.head_begins(self.waiting_since);
     }
 
-    /// hyper's buffer was found empty.
+    /// hyper's buffer was found empty: what came, if anything, was blank lines.
     pub(crate) fn nothing_found(&mut self) {
         self.looked = true;
+        self.head_since = None;
+    }
+
+    /// hyper's buffer cannot be looked into.
+    pub(crate) fn cannot_look(&mut self) {
+        self.looked = true;
+    }
+
+    /// Whether the client has certainly begun to send a request.
+    pub(crate) fn is_at_a_head(&self) -> bool {
+        self.is_head
     }
 
     /// Whether the client has begun to send a request, as far as is known.

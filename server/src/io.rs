@@ -44,6 +44,9 @@ pub(crate) trait AskKernel {
     ///
     /// A request that came a microsecond ago must not be taken for silence.
     fn queue(&self) -> Queue;
+
+    /// Whether the first bytes of the receive queue, some at least, are like this. They stay there.
+    fn peeks(&self, like: impl FnOnce(&[u8]) -> bool) -> bool;
 }
 
 impl AskKernel for Stream {
@@ -76,6 +79,15 @@ impl AskKernel for Stream {
             Ok(_) => Queue::Bytes,
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Queue::Empty,
             Err(_) => Queue::Ended,
+        }
+    }
+
+    fn peeks(&self, like: impl FnOnce(&[u8]) -> bool) -> bool {
+        let mut bytes = [0_u8; 64];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        match rustix::net::recv(self, &mut bytes, flags) {
+            Ok((peeked, _)) => peeked > 0 && like(&bytes[..peeked]),
+            Err(_) => false,
         }
     }
 }

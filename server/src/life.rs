@@ -21,7 +21,7 @@ use crate::clock::{Clock, Spent};
 use crate::connection::{Answer, Busy, Carried, Config, End, Order, Rested, unless_cut};
 use crate::exchange::{Shared, Watched};
 use crate::farewell::InHyper;
-use crate::io::{AskKernel, Io, Queue, Stream};
+use crate::io::{AskKernel, Io, Stream};
 use crate::linger::{linger, request_timeout};
 use crate::session::Session;
 use crate::upgrade::Begun;
@@ -226,8 +226,12 @@ impl<'a, S: Answer> Life<'a, S> {
         self.clock.rest(now, shared.exchange(), arrived);
         match self.order {
             Order::HandOver if self.may_move() => return Poll::Ready(Step::GiveUp),
-            // Once part of a head is known to be there, it is waited for (and times out).
+            // Once part of a head is known to be there, it is waited for (and times out). What has come may be blank lines,
+            // which only a look can tell.
             Order::Close if !self.clock.has_head() => return Poll::Ready(Step::Close),
+            Order::Close if self.may_move() && !self.clock.is_at_a_head() => {
+                return Poll::Ready(Step::Close);
+            }
             _ => {}
         }
         self.poll_deadline(cx, timer, now).map(|()| Step::TimeOut)
@@ -271,9 +275,15 @@ impl<'a, S: Answer> Life<'a, S> {
     fn take_apart(&mut self) -> Option<Parts<S>> {
         let parts = self.http.take()?.into_parts()?;
         let (stream, unread) = parts.io.into_inner().into_parts()?;
+        let mut leftover = join(parts.read_buf, &unread);
+        if !begins_request(&leftover) {
+            // Kept, they would be taken for what has just come.
+            leftover.clear();
+        }
+        self.shared.arrived.store(false, Relaxed);
         Some(Parts {
             stream,
-            leftover: join(parts.read_buf, &unread),
+            leftover,
             service: parts.service,
         })
     }
@@ -311,7 +321,7 @@ impl<'a, S: Answer> Life<'a, S> {
     pub(crate) fn close(&mut self) -> Option<Goodbye> {
         let may_move = self.may_move();
         let parts = self.take_apart()?;
-        let has_come = begins_request(&parts.leftover) || parts.stream.queue() == Queue::Bytes;
+        let has_come = begins_request(&parts.leftover) || parts.stream.peeks(begins_request);
         if may_move && has_come {
             // Known by now, so that this is asked only once for each request.
             self.clock.head_begins(Instant::now());
@@ -330,7 +340,7 @@ impl<'a, S: Answer> Life<'a, S> {
         let now = Instant::now();
         if !may_move {
             // It could not be put together again: leave it alone until it is late for certain.
-            self.clock.nothing_found();
+            self.clock.cannot_look();
             if self.clock.deadline(self.config) > now {
                 return Verdict::Stays;
             }
@@ -345,8 +355,7 @@ impl<'a, S: Answer> Life<'a, S> {
         }
         let is_late = self.clock.deadline(self.config) <= now;
         // What came in time is served, even if we were stopped and look late.
-        let is_saved =
-            is_late && parts.stream.queue() == Queue::Bytes && self.clock.grant_grace(now);
+        let is_saved = is_late && parts.stream.peeks(begins_request) && self.clock.grant_grace(now);
         if may_move && !is_late && !self.clock.has_head() && parts.leftover.is_empty() {
             return Verdict::Sleeps {
                 stream: parts.stream,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Event, FLUSH_PATIENCE, MAX_QUEUED_LEN};
+use super::{Event, FLUSH_PATIENCE, MAX_EVENT_LEN, MAX_QUEUED_LEN};
 
 /// One client's queue. Whoever fills it never waits; the client's own task empties it.
 ///
@@ -36,20 +36,20 @@ impl Outbox {
 
     /// Whether the line was queued.
     pub(super) fn push(&self, event: &Event) -> bool {
-        let mut line = match serde_json::to_vec(event) {
+        let mut line = match line_of(event) {
             Ok(line) => line,
             Err(error) => {
                 tracing::error!(%error, "an event of the control socket could not be written as JSON");
                 return true;
             }
         };
-        line.push(b'\n');
         let mut kept = false;
         self.state.send_modify(|state| {
             if state.lost {
                 return;
             }
-            if state.queued + line.len() > MAX_QUEUED_LEN {
+            // One line that the client has room for is no heap.
+            if state.queued > 0 && state.queued + line.len() > MAX_QUEUED_LEN {
                 state.lost = true;
                 state.pending = Vec::new();
                 return;
@@ -114,6 +114,20 @@ impl Outbox {
     }
 }
 
+/// The event as its client reads it, or why it cannot: a client takes no line beyond its bound.
+fn line_of(event: &Event) -> serde_json::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(event)?;
+    if line.len() >= MAX_EVENT_LEN {
+        let length = line.len();
+        tracing::error!(length, "an event of the control socket is too long");
+        line = serde_json::to_vec(&Event::Refused {
+            reason: format!("the answer has {length} bytes, and may have {MAX_EVENT_LEN}"),
+        })?;
+    }
+    line.push(b'\n');
+    Ok(line)
+}
+
 /// The way back to a client. Clones speak to the same client; when the last one is dropped, what is
 /// queued is written and the connection closed.
 #[derive(Clone, Debug)]
@@ -140,7 +154,8 @@ impl Reply {
     /// Queues one event; never blocks. Says whether the client is still there, so that a list of
     /// subscribers can be kept by `replies.retain(|reply| reply.send(&event))`.
     ///
-    /// A client that lets [`MAX_QUEUED_LEN`] bytes pile up is dropped.
+    /// A client that lets [`MAX_QUEUED_LEN`] bytes pile up, in more than one line, is dropped. In place of a line of [`MAX_EVENT_LEN`]
+    /// bytes or more it gets [`Event::Refused`].
     pub fn send(&self, event: &Event) -> bool {
         self.last.0.push(event)
     }

@@ -36,11 +36,10 @@ pub(super) fn writable_by_others(path: &Path) -> io::Result<Option<Writable>> {
 /// As above, with the rest of the path below a directory that is trusted, and another trusted user: for tests.
 fn writable_beyond(trusted: &Path, path: &Path, owner: u32) -> io::Result<Option<Writable>> {
     let mut at = trusted.to_owned();
-    let mut is_sticky = false;
     let mut links = 0;
     let below = path.strip_prefix(trusted).unwrap_or(path);
     let mut rest: VecDeque<OsString> = parts(below);
-    if let Some(by) = writers(&fs::symlink_metadata(&at)?, owner, &mut is_sticky) {
+    if let Some(by) = writers(&fs::symlink_metadata(&at)?, owner) {
         return Ok(Some(Writable { path: at, by }));
     }
     while let Some(part) = rest.pop_front() {
@@ -56,7 +55,7 @@ fn writable_beyond(trusted: &Path, path: &Path, owner: u32) -> io::Result<Option
                 return Err(io::Error::from_raw_os_error(libc::ELOOP));
             }
             // Elsewhere only who may write the directory can replace it.
-            if is_sticky && found.uid() != owner {
+            if is_sticky(&fs::symlink_metadata(&at)?) && found.uid() != owner {
                 let by = user(found.uid());
                 return Ok(Some(Writable { path: next, by }));
             }
@@ -69,7 +68,7 @@ fn writable_beyond(trusted: &Path, path: &Path, owner: u32) -> io::Result<Option
             }
             continue;
         }
-        if let Some(by) = writers(&found, owner, &mut is_sticky) {
+        if let Some(by) = writers(&found, owner) {
             return Ok(Some(Writable { path: next, by }));
         }
         at = next;
@@ -88,12 +87,11 @@ fn parts(path: &Path) -> VecDeque<OsString> {
 }
 
 /// Who else may write it. In a sticky directory nobody can replace what is another's: what is in it must be ours.
-fn writers(found: &Metadata, owner: u32, is_sticky: &mut bool) -> Option<String> {
+fn writers(found: &Metadata, owner: u32) -> Option<String> {
     if found.uid() != owner {
         return Some(user(found.uid()));
     }
-    *is_sticky = found.is_dir() && found.mode() & libc::S_ISVTX != 0;
-    if *is_sticky {
+    if is_sticky(found) {
         return None;
     }
     if found.mode() & libc::S_IWOTH != 0 {
@@ -104,6 +102,10 @@ fn writers(found: &Metadata, owner: u32, is_sticky: &mut bool) -> Option<String>
         return Some(format!("group {}", found.gid()));
     }
     None
+}
+
+fn is_sticky(found: &Metadata) -> bool {
+    found.is_dir() && found.mode() & libc::S_ISVTX != 0
 }
 
 fn user(uid: u32) -> String {
@@ -225,5 +227,9 @@ mod tests {
         assert_eq!(place.asked("bin/link"), None);
         assert!(place.chown("bin/link", stranger));
         assert_eq!(place.asked("bin/link"), found("bin/link", theirs));
+        // By whatever way one comes to it.
+        fs::create_dir(place.dir.path().join("bin/sub")).expect("mkdir");
+        place.chmod("bin/sub", 0o755);
+        assert_eq!(place.asked("bin/sub/../link"), found("bin/link", theirs));
     }
 }

@@ -47,8 +47,11 @@ impl Lent {
         let rest = self.rest();
         self.adopt();
         if !rest.is_empty() {
-            // As it would have been: what nobody takes is lost.
-            let _ = io::Write::write_all(&mut super::Unlocked, &rest);
+            // As it would have been, and never waiting, for this may be the only process that serves. What nobody takes is lost.
+            match super::PassThrough::stderr() {
+                Ok(stderr) => stderr.write(&rest),
+                Err(error) => tracing::warn!(%error, "what the parent had not passed on is lost"),
+            }
         }
     }
 

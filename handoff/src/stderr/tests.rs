@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::atomic::AtomicBool, time::Duration};
 
 use tokio::time::timeout;
 
@@ -232,11 +232,96 @@ fn a_pipe_that_the_parent_left_blocking_is_read_without_waiting() {
     writer.write_all(b"unread").expect("write");
     let (done, rest) = std::sync::mpsc::channel();
     std::thread::spawn(move || done.send(lent.rest()));
-    let rest = rest.recv_timeout(std::time::Duration::from_secs(10));
+    let rest = rest.recv_timeout(Duration::from_secs(10));
     assert_eq!(rest.expect("it waits for more"), b"unread");
     let flags = rustix::fs::fcntl_getfl(&reader).expect("flags");
     assert!(
         !flags.contains(rustix::fs::OFlags::NONBLOCK),
         "it is the parent's"
+    );
+}
+
+#[tokio::test]
+async fn a_panic_stays_in_sight_of_its_backtrace() {
+    let mut s = setup();
+    let mut said = String::from("booting\n");
+    for number in 1..=3 {
+        said += &format!("thread 'main' ({number}) panicked at src/main.rs:1:1:\nwords {number}\n");
+        for frame in 0..MAX_LINES {
+            said += &format!("  {frame}: frame\n");
+        }
+    }
+    s.child.write_all(said.as_bytes()).expect("write");
+    drop(s.child);
+    let captured = s.capture.finish();
+    assert_eq!(captured.lines.len(), MAX_LINES);
+    let kept = |number: u32| {
+        let words = format!("words {number}");
+        captured.lines.contains(&words)
+    };
+    // The first two.
+    assert!(kept(1) && kept(2) && !kept(3), "{:?}", captured.lines);
+    assert!(captured.lines[0].contains("(1) panicked at"));
+    assert_eq!(captured.lines[MAX_LINES - 1], "  49: frame");
+    assert_eq!(
+        captured.dropped as usize,
+        3 * (2 + MAX_LINES) + 1 - MAX_LINES
+    );
+}
+
+#[tokio::test]
+async fn a_child_that_writes_without_end_leaves_others_their_turn() {
+    let Setup {
+        mut capture,
+        mut child,
+        ..
+    } = setup();
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = std::thread::spawn({
+        let stop = Arc::clone(&stop);
+        move || {
+            // Without a reader it ends, too.
+            while !stop.load(Ordering::Relaxed) && child.write_all(&[b'x'; 4096]).is_ok() {}
+        }
+    });
+    let (turns, mut turn) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while turns.send(()).is_ok() {
+            tokio::task::yield_now().await;
+        }
+    });
+    for _ in 0..100 {
+        tokio::select! {
+            biased;
+            never = capture.pump() => match never {},
+            Some(()) = turn.recv() => {}
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    drop(capture);
+    writer.join().expect("the writer");
+}
+
+#[tokio::test]
+async fn a_line_is_bounded_as_it_is_told() {
+    let mut s = setup();
+    for _ in 0..MAX_LINES {
+        s.child
+            .write_all(&[0x1b; 2 * MAX_LINE_BYTES])
+            .expect("write");
+        s.child.write_all(b"\n").expect("write");
+    }
+    drop(s.child);
+    let captured = s.capture.finish();
+    let told: usize = captured
+        .lines
+        .iter()
+        .map(|line| serde_json::to_string(line).expect("JSON").len())
+        .sum();
+    assert!(told <= MAX_LINES * (MAX_LINE_BYTES + 32), "{told}");
+    assert!(
+        captured.lines[0].ends_with("bytes cut]"),
+        "{}",
+        captured.lines[0]
     );
 }
