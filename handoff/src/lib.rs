@@ -37,6 +37,9 @@ mod intake;
 mod link;
 pub mod listeners;
 mod live;
+#[cfg(any(test, feature = "measuring"))]
+#[doc(hidden)]
+pub mod measuring;
 mod memory;
 mod news;
 mod parent;

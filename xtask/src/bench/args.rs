@@ -18,9 +18,14 @@ pub(crate) struct BenchArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum Measurement {
+    Adoption(AdoptionArgs),
     Connections(ConnectionsArgs),
+    Descriptors(DescriptorsArgs),
     Latency(LatencyArgs),
+    Memory(MemoryArgs),
+    Parent(ParentArgs),
     Reload(ReloadArgs),
+    State(StateArgs),
     Throughput(ThroughputArgs),
     /// A's sending process.
     #[command(hide = true)]
@@ -30,7 +35,7 @@ pub(crate) enum Measurement {
     BareClients(BareClientsArgs),
     /// A's receiving process. Its stdin is the socket.
     #[command(hide = true)]
-    BareReceiver,
+    BareReceiver(BareReceiverArgs),
 }
 
 /// Where `hello` comes from, and where the figures go.
@@ -91,6 +96,30 @@ pub(crate) struct ConnectionsArgs {
     pub(crate) common: CommonArgs,
 }
 
+/// Pass N sockets from process to process by handoff's own channel (B), and by a bare loop (A), in turns.
+///
+/// A: `sendmsg` and `recvmsg` of `--batch` descriptors over a SOCK_SEQPACKET pair, an acknowledgement for each message, an
+/// epoll at the other end. B: the same sockets with what a reload says of each connection, in its batches of 252, up to three
+/// of them on their way.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct DescriptorsArgs {
+    /// Sockets: real TCP connections.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+
+    /// How often A and B take turns.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
+
+    /// Descriptors to a message, in A. The kernel takes at most 253.
+    #[arg(long, default_value_t = 253, value_parser = clap::value_parser!(u32).range(1..=253))]
+    pub(crate) batch: u32,
+
+    /// Where the JSON goes. Default: `target/bench`.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+}
+
 /// Requests in windows with one reload (B) and without (A), in turns, client and server on a core each.
 ///
 /// An open loop: latency counts from the time at which a request was to leave.
@@ -112,6 +141,89 @@ pub(crate) struct LatencyArgs {
     /// Keep-alive connections that carry them.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) connections: u32,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Processor time of moving a connection, of parent and child together, beside accepting one.
+///
+/// A reload with N idle connections, less one with none, through N.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct AdoptionArgs {
+    /// Connections.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+
+    /// How often.
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
+
+    /// How long the connections are left alone before each reload: see `bench connections`.
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds_always")]
+    pub(crate) rest: Duration,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Anonymous memory for an idle keep-alive connection: `hello`, hyper alone, nginx and Go.
+///
+/// Each has answered one request on each connection. All processes of a server count.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct MemoryArgs {
+    /// Connections.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) count: u32,
+
+    /// How often, each time with fresh processes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// How long the connections are left alone before they count as idle.
+    #[arg(long, default_value = "3s", value_parser = parse_duration)]
+    #[serde(serialize_with = "as_seconds_always")]
+    pub(crate) rest: Duration,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// A reload of a process with much resident memory (B), and of one without (A), in turns.
+///
+/// From the start of `hello reload` to the first answer of the new generation, which has none of that memory in either case.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct ParentArgs {
+    /// The memory of B, each page of it written to: 64MiB, 1GiB.
+    #[arg(long, default_value = "1GiB", value_parser = parse_size)]
+    pub(crate) resident: u64,
+
+    /// How often A and B take turns.
+    #[arg(long, default_value_t = 21, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) repetitions: u32,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// A reload with much state: its phases, and how long a client was not answered, beside as long a time without (A).
+///
+/// Two clients have a core of their own. One asks without pause, and counts from answer to answer; the other opens a
+/// connection each millisecond, and counts from there to the answer. The server and its generations have the other core.
+#[derive(Clone, Debug, Args, Serialize)]
+pub(crate) struct StateArgs {
+    /// How much state: 1KiB, 64MiB, 1GiB. Each with a server of its own.
+    #[arg(long, value_delimiter = ',', default_values = ["1KiB", "1MiB", "64MiB", "256MiB", "1GiB"], value_parser = parse_size)]
+    pub(crate) sizes: Vec<u64>,
+
+    /// Reloads of each size.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+
+    /// Let the kernel decide who runs where.
+    #[arg(long)]
+    pub(crate) any_core: bool,
 
     #[command(flatten)]
     pub(crate) common: CommonArgs,
@@ -161,6 +273,18 @@ pub(crate) struct BareArgs {
     /// Descriptors to a message.
     #[arg(long)]
     pub(crate) batch: u32,
+
+    /// By handoff's channel instead of the bare loop.
+    #[arg(long)]
+    pub(crate) by_channel: bool,
+}
+
+/// What A's receiving process is told.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BareReceiverArgs {
+    /// By handoff's channel instead of the bare loop.
+    #[arg(long)]
+    pub(crate) by_channel: bool,
 }
 
 /// What A's clients are told.
@@ -173,4 +297,46 @@ pub(crate) struct BareClientsArgs {
     /// Connections to open.
     #[arg(long)]
     pub(crate) count: u32,
+}
+
+/// `64MiB`, as many bytes.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size: write 512, 1KiB, 64MiB or 1GiB");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit: u64 = match &text[digits.len()..] {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit).ok_or_else(wrong)
+}
+
+/// The other way round, in the largest unit.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let whole = |(shift, _): &(u32, &str)| bytes > 0 && bytes.trailing_zeros() >= *shift;
+    match units.into_iter().find(whole) {
+        Some((shift, unit)) => format!("{} {unit}", bytes >> shift),
+        None => format!("{bytes} B"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("512"), Ok(512));
+        assert_eq!(parse_size("64MiB"), Ok(64 << 20));
+        for wrong in ["", "GiB", "1 GiB", "1GB", "-1", "17179869184GiB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+        assert_eq!(size(1 << 30), "1 GiB");
+        assert_eq!(size(1536), "1536 B");
+        assert_eq!(size(0), "0 B");
+    }
 }

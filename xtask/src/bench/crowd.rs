@@ -67,6 +67,22 @@ fn one(server: SocketAddrV4, n: u32) -> Result<TcpStream> {
     Ok(socket)
 }
 
+/// One request of this path, on a connection of its own.
+pub(super) fn get(server: SocketAddr, path: &str) -> Result<()> {
+    let mut socket = TcpStream::connect(server)?;
+    socket.set_read_timeout(Some(ANSWER_TIMEOUT))?;
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: bench.test\r\n\r\n")?;
+    answer(&mut socket).with_context(|| format!("`{path}`"))
+}
+
+/// One request, and its answer to the last byte.
+pub(super) fn ask(socket: &mut TcpStream) -> Result<()> {
+    socket
+        .write_all(REQUEST)
+        .context("failed to send a request")?;
+    answer(socket)
+}
+
 /// Reads one answer, to its last byte.
 fn answer(socket: &mut TcpStream) -> Result<()> {
     let (mut answer, mut length) = ([0; MAX_ANSWER], 0);

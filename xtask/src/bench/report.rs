@@ -11,8 +11,12 @@ use crate::soak::{Place, target_directory, workspace_root};
 
 /// The directory for the figures, made if it is not there.
 pub(crate) fn directory(args: &CommonArgs) -> Result<PathBuf> {
-    let out = args.out.clone();
-    let out = out.unwrap_or_else(|| target_directory().join("bench"));
+    made(args.out.as_deref())
+}
+
+/// The same, of an `--out` alone.
+pub(crate) fn made(out: Option<&Path>) -> Result<PathBuf> {
+    let out = out.map_or_else(|| target_directory().join("bench"), Path::to_owned);
     fs::create_dir_all(&out).with_context(|| format!("failed to create `{}`", out.display()))?;
     Ok(out)
 }

@@ -73,6 +73,7 @@ use idle::Idle;
 pub(crate) use latency::Latency;
 use latency::ms;
 pub(crate) use load::Load;
+pub(crate) use process::Holding;
 pub(crate) use profile::Profile;
 pub(crate) use reloaded::{Phase, Reloaded};
 use reloads::Run;
@@ -80,7 +81,7 @@ pub(crate) use report::align;
 use results::{FORMAT, Holdings, IdleResults, LoadResults, Machine, Moved, Results, Timings};
 use samples::Samples;
 pub(crate) use schedule::Schedule;
-pub(crate) use server::Server;
+pub(crate) use server::{Server, Status};
 pub(crate) use timeline::{Build, Timeline};
 use websocket::Messages;
 

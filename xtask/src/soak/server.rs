@@ -49,15 +49,26 @@ impl<'a> Server<'a> {
         args: &[String],
         log: &Path,
     ) -> Result<(Self, Status)> {
-        let (stdout, stderr) = File::create(log)
-            .and_then(|log| Ok((log.try_clone()?, log)))
-            .with_context(|| format!("failed to create `{}`", log.display()))?;
-        let mut first = Command::new(place.hello())
+        let mut command = Command::new(place.hello());
+        command
             // Whose the checkout is does not matter.
             .env("HELLO_ALLOW_WRITABLE_BINARY", "true")
             .args(["serve", "--listen", "http=127.0.0.1:0", "--pidfile"])
             .arg(place.pidfile())
-            .args(args)
+            .args(args);
+        Self::start_other(place, command, log).await
+    }
+
+    /// The same of another program with the verbs of `hello`, and with the pidfile of this place.
+    pub(crate) async fn start_other(
+        place: &'a Place,
+        mut command: Command,
+        log: &Path,
+    ) -> Result<(Self, Status)> {
+        let (stdout, stderr) = File::create(log)
+            .and_then(|log| Ok((log.try_clone()?, log)))
+            .with_context(|| format!("failed to create `{}`", log.display()))?;
+        let mut first = command
             .current_dir(place.path())
             .stdin(Stdio::null())
             .stdout(stdout)
@@ -65,7 +76,7 @@ impl<'a> Server<'a> {
             // A Ctrl-C is for the soak, which then ends the server.
             .process_group(0)
             .spawn()
-            .with_context(|| format!("failed to start `{}`", place.hello().display()))?;
+            .with_context(|| format!("failed to start {command:?}"))?;
         let status = answer(place, &mut first)
             .await
             .with_context(|| format!("see `{}`", log.display()))?;

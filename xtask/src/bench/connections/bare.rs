@@ -19,6 +19,8 @@ use rustix::net::{
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
+use handoff::measuring;
+
 use crate::bench::args::{BareArgs, BareClientsArgs};
 use crate::bench::crowd::Crowd;
 
@@ -36,22 +38,26 @@ pub(crate) fn sender(args: &BareArgs) -> Result<()> {
     for _ in 0..args.count {
         accepted.push(OwnedFd::from(listener.accept()?.0));
     }
-    let (ours, theirs) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let mut receiver = Receiver::start(theirs)?;
+    let (ours, theirs) = if args.by_channel {
+        measuring::pair()?
+    } else {
+        pair()?
+    };
+    let mut receiver = Receiver::start(theirs, args.by_channel)?;
     println!("ready");
     // The bench may have gone: then nothing is left to do.
     if io::stdin().lock().read_line(&mut String::new())? == 0 {
         return Ok(());
     }
-    let took = pass(&ours, accepted, args.batch as usize)?;
+    let took = if args.by_channel {
+        event_loop()?.block_on(measuring::pass(ours, accepted))?
+    } else {
+        let took = pass(&ours, accepted, args.batch as usize)?;
+        drop(ours);
+        took
+    };
     println!("{}", took.as_micros());
-    drop(ours);
-    receiver.0.wait()?;
+    receiver.wait()?;
     Ok(())
 }
 
@@ -61,6 +67,20 @@ pub(crate) fn clients(args: &BareClientsArgs) -> Result<()> {
     io::stdin().lock().read_line(&mut String::new())?;
     drop(crowd);
     Ok(())
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    Ok(rustix::net::socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
+}
+
+fn event_loop() -> Result<tokio::runtime::Runtime> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    Ok(runtime.enable_all().build()?)
 }
 
 /// Passes all, and closes each that was acknowledged.
@@ -100,26 +120,32 @@ fn send(channel: BorrowedFd<'_>, fds: &[OwnedFd]) -> Result<()> {
 }
 
 /// The receiving process: adopts what comes, until its stdin ends.
-pub(crate) fn receiver() -> Result<()> {
+pub(crate) fn receiver(by_channel: bool) -> Result<()> {
     let channel = io::stdin();
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut adopted = Vec::new();
+    let mut adopt = |fd: OwnedFd| {
+        // As tokio does: edge-triggered, reading and writing.
+        let events = epoll::EventFlags::IN
+            | epoll::EventFlags::OUT
+            | epoll::EventFlags::RDHUP
+            | epoll::EventFlags::ET;
+        let number = epoll::EventData::new_u64(adopted.len() as u64);
+        epoll::add(&epoll, &fd, number, events)?;
+        adopted.push(fd);
+        io::Result::Ok(())
+    };
+    if by_channel {
+        let channel = channel.as_fd().try_clone_to_owned()?;
+        return Ok(event_loop()?.block_on(measuring::adopt(channel, adopt))?);
+    }
     loop {
         let fds = receive(channel.as_fd())?;
         if fds.is_empty() {
             return Ok(());
         }
         let got = fds.len() as u64;
-        for fd in fds {
-            // As tokio does: edge-triggered, reading and writing.
-            let events = epoll::EventFlags::IN
-                | epoll::EventFlags::OUT
-                | epoll::EventFlags::RDHUP
-                | epoll::EventFlags::ET;
-            let number = epoll::EventData::new_u64(adopted.len() as u64);
-            epoll::add(&epoll, &fd, number, events)?;
-            adopted.push(fd);
-        }
+        fds.into_iter().try_for_each(&mut adopt)?;
         rustix::net::send(&channel, &got.to_le_bytes(), SendFlags::NOSIGNAL)?;
     }
 }
@@ -153,13 +179,21 @@ fn receive(channel: BorrowedFd<'_>) -> Result<Vec<OwnedFd>> {
 struct Receiver(Child);
 
 impl Receiver {
-    fn start(channel: OwnedFd) -> Result<Self> {
+    fn start(channel: OwnedFd, by_channel: bool) -> Result<Self> {
         let child = Command::new(std::env::current_exe()?)
             .args(["bench", "bare-receiver"])
+            .args(by_channel.then_some("--by-channel"))
             .stdin(Stdio::from(channel))
             .spawn()
             .context("failed to start the receiver")?;
         Ok(Self(child))
+    }
+
+    /// Until it has seen the channel's end.
+    fn wait(&mut self) -> Result<()> {
+        let status = self.0.wait()?;
+        ensure!(status.success(), "the receiver has failed: {status}");
+        Ok(())
     }
 }
 
@@ -179,13 +213,7 @@ mod tests {
 
     #[test]
     fn what_is_passed_arrives_in_batches() {
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) = pair().unwrap();
         let fds = (0..10)
             .map(|_| OwnedFd::from(UdpSocket::bind("127.0.0.1:0").unwrap()))
             .collect();
@@ -206,13 +234,7 @@ mod tests {
 
     #[test]
     fn a_message_that_did_not_arrive_whole_is_an_error() {
-        let (ours, theirs) = rustix::net::socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let (ours, theirs) = pair().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         rustix::net::send(&theirs, &0_u64.to_le_bytes(), SendFlags::empty()).unwrap();

@@ -1,8 +1,7 @@
 //! Moving N idle connections (B), beside passing as many descriptors by a bare loop (A).
 //!
 //! - [`bare`]: A, both of its processes;
-//! - [`moving`]: B, one server over all repetitions;
-//! - [`memory`]: what a connection costs its server.
+//! - [`moving`]: B, one server over all repetitions.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -13,14 +12,13 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::args::ConnectionsArgs;
+use super::smaps::PerConnection;
 use super::stats::{Samples, ratio};
 use super::{limits, report};
 use crate::soak::{Place, align};
-use memory::PerConnection;
 use moving::{Moved, Moving};
 
 pub(crate) mod bare;
-mod memory;
 mod moving;
 
 /// B takes at most so many times as long as A.
@@ -64,7 +62,7 @@ async fn measure(args: &ConnectionsArgs, place: &Place, out: &Path) -> Result<Re
     let mut moving = Moving::start(args, place, out).await?;
     let (mut bare_ms, mut reloads) = (Vec::new(), Vec::new());
     for n in 1..=args.repetitions {
-        let took = bare_once(args).context("A, the bare loop")?;
+        let took = bare_once(args.count, args.batch, false).context("A, the bare loop")?;
         bare_ms.push(took.as_secs_f64() * 1e3);
         tokio::time::sleep(args.rest).await;
         let moved = moving.reload().await.context("B, the reload")?;
@@ -97,10 +95,11 @@ async fn measure(args: &ConnectionsArgs, place: &Place, out: &Path) -> Result<Re
 }
 
 /// Fresh processes and connections each time: the receiver keeps what it gets.
-fn bare_once(args: &ConnectionsArgs) -> Result<Duration> {
-    let count = args.count.to_string();
-    let batch = args.batch.to_string();
-    let mut sender = Helper::start(&["bare-sender", "--count", &count, "--batch", &batch])?;
+pub(crate) fn bare_once(count: u32, batch: u32, by_channel: bool) -> Result<Duration> {
+    let (count, batch) = (count.to_string(), batch.to_string());
+    let mut told = vec!["bare-sender", "--count", &count, "--batch", &batch];
+    told.extend(by_channel.then_some("--by-channel"));
+    let mut sender = Helper::start(&told)?;
     let address = sender.line()?;
     let _clients = Helper::start(&["bare-clients", "--server", &address, "--count", &count])?;
     ensure!(sender.line()? == "ready", "the sender is not ready");

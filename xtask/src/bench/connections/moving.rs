@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
-use super::memory::{Memory, PerConnection};
 use crate::bench::args::ConnectionsArgs;
 use crate::bench::crowd::Crowd;
+use crate::bench::smaps::{Memory, PerConnection};
 use crate::soak::{Build, Place, Reloaded, Server};
 
 /// One reload.

@@ -26,19 +26,12 @@ const GOAL: f64 = 1.5;
 
 /// One reload, in milliseconds.
 #[derive(Clone, Debug, Serialize)]
-struct Once {
+pub(crate) struct Once {
     /// From the start of the command to the first answer of the new generation.
-    first_answer_ms: f64,
+    pub(crate) first_answer_ms: f64,
     /// By the server's clock: from the request to its accepting.
-    serving_ms: f64,
-    phases: Vec<Phase>,
-}
-
-/// How long the reloads were in one phase.
-#[derive(Clone, Debug, Serialize)]
-struct InPhase {
-    name: String,
-    ms: Samples,
+    pub(crate) serving_ms: f64,
+    pub(crate) phases: Vec<Phase>,
 }
 
 /// Whether a ratio that is known by its bounds keeps to the goal.
@@ -68,7 +61,8 @@ struct Results {
     per_version: f64,
     /// The median over the turns of C / B.
     per_first_start: f64,
-    phases: Vec<InPhase>,
+    /// How long the reloads were in each phase, in milliseconds.
+    phases: Vec<(String, Samples)>,
     reloads: Vec<Once>,
 }
 
@@ -90,7 +84,7 @@ async fn measure(args: &ReloadArgs, place: &Place, out: &Path) -> Result<Results
     let log = out.join("reload-server.log");
     let (server, status) = Server::start(place, &serve_args, &log).await?;
     // The first generation was started by another: all that are measured are children of a child.
-    let mut generation = reload(&server, status.generation).await?.1;
+    let mut generation = once(&server, status.generation).await?.1;
     let (mut version_ms, mut first_start_ms, mut reloads) = (Vec::new(), Vec::new(), Vec::new());
     for turn in 0..args.repetitions {
         // The order changes with each turn: what drifts meets all.
@@ -102,7 +96,7 @@ async fn measure(args: &ReloadArgs, place: &Place, out: &Path) -> Result<Results
                     first_start_ms.push(ms(start.context("B, a first start")?));
                 }
                 _ => {
-                    let (once, next) = reload(&server, generation).await.context("C")?;
+                    let (once, next) = once(&server, generation).await.context("C")?;
                     generation = next;
                     reloads.push(once);
                 }
@@ -120,7 +114,7 @@ async fn measure(args: &ReloadArgs, place: &Place, out: &Path) -> Result<Results
 }
 
 /// One reload of `generation`, and the generation that came of it.
-async fn reload(server: &Server<'_>, generation: u64) -> Result<(Once, u64)> {
+pub(crate) async fn once(server: &Server<'_>, generation: u64) -> Result<(Once, u64)> {
     let (address, next) = (server.address, generation + 1);
     let began = Instant::now();
     let probe = tokio::task::spawn_blocking(move || first_answer::of_generation(address, next));
@@ -166,25 +160,23 @@ fn results(
         first_start_ms: Samples::of(first_start_ms),
         first_answer_ms: Samples::of(first_answer_ms),
         serving_ms: Samples::of(reloads.iter().map(|once| once.serving_ms).collect()),
-        phases: in_phases(&reloads),
+        phases: in_phases(reloads.iter().map(|once| once.phases.as_slice())),
         reloads,
     }
 }
 
-/// From the beginning of a phase to that of the next. The last, `drained`, is the end of one.
-fn in_phases(reloads: &[Once]) -> Vec<InPhase> {
+/// How long each of these reloads was in each phase, in milliseconds: from its beginning to that of the next. The last,
+/// `drained`, is the end of one.
+pub(crate) fn in_phases<'a>(reloads: impl Iterator<Item = &'a [Phase]>) -> Vec<(String, Samples)> {
     let mut all: Vec<(String, Vec<f64>)> = Vec::new();
-    for pair in reloads.iter().flat_map(|once| once.phases.windows(2)) {
+    for pair in reloads.flat_map(|phases| phases.windows(2)) {
         let took = pair[1].at_ms - pair[0].at_ms;
         match all.iter_mut().find(|(name, _)| *name == pair[0].name) {
             Some((_, each)) => each.push(took),
             None => all.push((pair[0].name.clone(), vec![took])),
         }
     }
-    let of = |(name, each)| InPhase {
-        name,
-        ms: Samples::of(each),
-    };
+    let of = |(name, each)| (name, Samples::of(each));
     all.into_iter().map(of).collect()
 }
 
@@ -213,8 +205,8 @@ fn table(results: &Results) -> String {
     row("B: first start to answer", &results.first_start_ms);
     row("C: hello reload to answer", &results.first_answer_ms);
     row("request to serving", &results.serving_ms);
-    for phase in &results.phases {
-        row(&format!("in {}", phase.name), &phase.ms);
+    for (phase, ms) in &results.phases {
+        row(&format!("in {phase}"), ms);
     }
     let said = match results.verdict {
         Verdict::Met => "met",
@@ -251,10 +243,11 @@ mod tests {
         let whole = once(&[("starting", 0.5), ("joining", 2.0), ("drained", 9.0)]);
         // The successor answered: the end is not known.
         let without_end = once(&[("starting", 0.0), ("joining", 3.0)]);
-        let phases = in_phases(&[whole, without_end]);
+        let reloads = [whole, without_end];
+        let phases = in_phases(reloads.iter().map(|once| once.phases.as_slice()));
         let told: Vec<_> = phases
             .iter()
-            .map(|phase| (phase.name.as_str(), phase.ms.each.as_slice()))
+            .map(|(name, ms)| (name.as_str(), ms.each.as_slice()))
             .collect();
         assert_eq!(
             told,

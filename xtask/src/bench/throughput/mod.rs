@@ -11,13 +11,13 @@ use serde::Serialize;
 
 use super::affinity::{Cores, move_to};
 use super::args::ThroughputArgs;
-use super::report;
 use super::stats::{Samples, ratio};
+use super::{examples, report};
 use crate::soak::{Build, Place, align};
 use peers::Peer;
 use wrk::{Shot, Wrk};
 
-mod peers;
+pub(crate) mod peers;
 mod wrk;
 
 /// Of bare hyper's requests a second: at least.
@@ -69,12 +69,12 @@ pub(crate) fn run(args: &ThroughputArgs) -> Result<()> {
         .build()?;
     let place = runtime.block_on(report::place(&args.common))?;
     place.deploy(Build::A)?;
-    let bare = peers::build_bare()?;
+    let bare = examples::build("bare")?;
     // Whoever starts a server is on its core.
     let mut peers = std::thread::scope(|scope| {
         let start = scope.spawn(|| {
             move_to(cores.server)?;
-            peers::start(&place, &bare, args)
+            peers::start(&place, &bare, &args.common)
         });
         start
             .join()

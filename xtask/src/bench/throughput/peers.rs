@@ -6,57 +6,28 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
 
-use super::super::args::ThroughputArgs;
+use super::super::args::CommonArgs;
 use crate::faults::{processes_in, signal, wait_for};
-use crate::soak::{Place, Profile, executable, workspace_root};
+use crate::soak::{Place, Profile};
 
 /// A server that runs. Dropping it kills all that runs in its directory.
 #[derive(Debug)]
-pub(super) struct Peer {
-    pub(super) name: &'static str,
-    pub(super) dir: PathBuf,
-    pub(super) port: u16,
+pub(crate) struct Peer {
+    pub(crate) name: &'static str,
+    pub(crate) dir: PathBuf,
+    pub(crate) port: u16,
     child: Child,
 }
 
-/// hyper in a loop, as `hello` is built.
-pub(super) fn build_bare() -> Result<PathBuf> {
-    let root = workspace_root();
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let args = [
-        "build",
-        "--release",
-        "--locked",
-        "--package",
-        "hello-server",
-        "--example",
-        "bare",
-    ];
-    let output = Command::new(cargo)
-        .args(args)
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(root)
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("failed to run cargo")?;
-    ensure!(
-        output.status.success(),
-        "cargo build failed: {}",
-        output.status
-    );
-    executable(&output.stdout, "bare")
-}
-
 /// All that can be had here, `hello` first; who is missing is named.
-pub(super) fn start(place: &Place, bare: &Path, args: &ThroughputArgs) -> Result<Vec<Peer>> {
+pub(crate) fn start(place: &Place, bare: &Path, args: &CommonArgs) -> Result<Vec<Peer>> {
     let hello = format!(
         r#"exec "{}" serve --listen "127.0.0.1:$PORT" --pidfile "$DIR/pid" {}"#,
         place.hello().display(),
-        args.common.serve_args().join(" ")
+        args.serve_args().join(" ")
     );
     let bare = format!(r#"exec "{}" "127.0.0.1:$PORT""#, bare.display());
     let mut peers = vec![
@@ -114,7 +85,7 @@ impl Peer {
     }
 
     /// Processor time of all of its processes, user and system.
-    pub(super) fn cpu(&self) -> Duration {
+    pub(crate) fn cpu(&self) -> Duration {
         let ticks: u64 = processes_in(&self.dir).into_iter().filter_map(ticks).sum();
         // In ticks of USER_HZ, which is 100 on Linux (proc_pid_stat(5)).
         Duration::from_millis(ticks * 10)

@@ -12,6 +12,21 @@ pub(crate) struct Memory {
     pub(crate) rss_kib: f64,
     /// Resident, and pages shared with others by their share: what one process more costs.
     pub(crate) pss_kib: f64,
+    /// Resident, and of this process alone.
+    pub(crate) private_kib: f64,
+    /// Resident, and of no file: heap and stacks.
+    pub(crate) anonymous_kib: f64,
+}
+
+impl std::iter::Sum for Memory {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |sum, it| Self {
+            rss_kib: sum.rss_kib + it.rss_kib,
+            pss_kib: sum.pss_kib + it.pss_kib,
+            private_kib: sum.private_kib + it.private_kib,
+            anonymous_kib: sum.anonymous_kib + it.anonymous_kib,
+        })
+    }
 }
 
 impl Memory {
@@ -28,6 +43,8 @@ impl Memory {
         Ok(Self {
             rss_kib: value("Rss:")?,
             pss_kib: value("Pss:")?,
+            private_kib: value("Private_Clean:")? + value("Private_Dirty:")?,
+            anonymous_kib: value("Anonymous:")?,
         })
     }
 
