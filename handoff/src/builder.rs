@@ -513,6 +513,7 @@ impl Starting {
     pub async fn ready(mut self) -> Result<Serving, StartError> {
         if let Some(snapshot) = self.prepare().await? {
             self.report_dropped(&snapshot);
+            self.let_go(snapshot).await;
         }
         // While a parent still serves: what cannot be accepted on is no reason for an outage.
         let acceptors = match Acceptors::new(&self.shared) {
@@ -531,6 +532,14 @@ impl Starting {
             reason = ended(&mut self.ended) => return Err(StartError::Ended(reason)),
         }
         Ok(Serving::new(self.shared, self.adopted, acceptors))
+    }
+
+    /// Gives the memfd back while the parent still serves, and where nobody waits: the kernel takes 0.4 s to free 1 GiB, and
+    /// the last holder of it pays.
+    async fn let_go(&mut self, snapshot: Arc<Snapshot>) {
+        self.origin = Origin::None;
+        // Fails only if the runtime ends: then all goes.
+        let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
     }
 
     fn report_dropped(&self, snapshot: &Snapshot) {
