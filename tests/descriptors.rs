@@ -18,8 +18,8 @@ use nix::sys::{
 };
 use support::{
     Hello, Start,
-    at_rest::freezes,
-    cells::{end_of, reloading},
+    at_rest::{descriptors, freezes},
+    cells::{child_of, end_of, reloading},
     client::{Answer, Client, request},
     eventually, raise_descriptors, text,
 };
@@ -230,4 +230,23 @@ fn connections_move_though_more_come_at_once_than_the_user_has_left() {
         }
     }
     crowd.leaves();
+}
+
+/// The last holder of a memfd waits until the kernel has freed it, 0.4 s for each GiB: that must not be a process
+/// which is to accept.
+#[test]
+fn a_child_has_let_go_of_the_state_before_it_is_ready() {
+    let points = "child/heard/State=stop,child/before-say/Ready=stop";
+    let hello = Hello::with().env("HANDOFF_FAILPOINTS", points).start();
+    let reloading = reloading(&hello);
+    let child = child_of(&hello, hello.pid(), &reloading);
+    let has_state = || descriptors(child).contains_key("/memfd:handoff-state (deleted)");
+    freezes(child);
+    assert!(has_state(), "{:?}", descriptors(child));
+    hello.signal(child, Signal::SIGCONT);
+    freezes(child);
+    assert!(!has_state(), "{:?}", descriptors(child));
+    hello.signal(child, Signal::SIGCONT);
+    let output = end_of(reloading);
+    assert!(output.status.success(), "{}", text(&output));
 }

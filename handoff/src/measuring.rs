@@ -1,4 +1,4 @@
-//! What `cargo xtask bench` measures of this crate's inner parts. Not part of what it promises.
+//! What `cargo xtask bench` and `cargo bench` measure of this crate's inner parts. Not part of what it promises.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -9,9 +9,9 @@ use std::{
 
 use crate::{
     channel::{Channel, Read},
-    connections::{Connection, Sent, batch_size, pack, unpack},
+    connections::{Connection, Sent, batch_size, pack, unpack, unpacked},
     protocol::drain::Ledger,
-    wire::{BatchAck, Message, VERSIONS},
+    wire::{self, BatchAck, Header, Message, VERSIONS},
 };
 
 const KIND: &str = "http/1.1";
@@ -32,13 +32,7 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub async fn pass(channel: OwnedFd, sockets: Vec<OwnedFd>) -> io::Result<Duration> {
     let mut channel = agreed(channel)?;
     let began = Instant::now();
-    let connection = |fd| {
-        let mut connection = Connection::new(KIND, "http", fd);
-        connection.peer = Some(([127, 0, 0, 1], 54321).into());
-        connection
-    };
-    let sent = sockets.into_iter().map(connection).map(Sent::new);
-    let mut waiting: VecDeque<Sent> = sent.collect();
+    let mut waiting: VecDeque<Sent> = Waiting::of(sockets).0.into();
     let mut ledger = Ledger::new();
     while !waiting.is_empty() || !ledger.is_settled() {
         while !waiting.is_empty() && ledger.has_room() {
@@ -73,11 +67,11 @@ pub async fn adopt(
             return Err(io::Error::other(format!("no batch: {message}")));
         };
         let number = batch.number;
-        let unpacked = unpack(batch, fds, missing, &kinds).map_err(io::Error::other)?;
-        let refused = unpacked.refused;
+        let came = unpack(batch, fds, missing, &kinds).map_err(io::Error::other)?;
+        let refused = came.refused;
         let ack = Message::ConnAck(BatchAck { number, refused });
         channel.queue(&ack, Vec::new()).map_err(io::Error::other)?;
-        for connection in unpacked.adopted {
+        for connection in came.adopted {
             take(connection.fd)?;
         }
     }
@@ -98,6 +92,69 @@ async fn heard(channel: &mut Channel) -> io::Result<Option<(Message, Vec<OwnedFd
             None => channel.turn().await.map_err(io::Error::other)?,
         }
     }
+}
+
+/// A message, to be said again.
+#[derive(Debug)]
+pub struct Said {
+    message: Message,
+    header: Header,
+}
+
+impl Said {
+    /// Reads a record.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(record: &[u8]) -> io::Result<Self> {
+        let (header, message) = wire::decode(record, None).map_err(io::Error::other)?;
+        Ok(Self { message, header })
+    }
+
+    /// The record.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn encode(&self) -> io::Result<Vec<u8>> {
+        let Header {
+            version,
+            number,
+            fds,
+            ..
+        } = self.header;
+        wire::encode(&self.message, version, number, fds.into()).map_err(io::Error::other)
+    }
+}
+
+/// Connections that wait for their batch.
+#[derive(Debug)]
+pub struct Waiting(Vec<Sent>);
+
+impl Waiting {
+    /// Idle ones.
+    #[must_use]
+    pub fn of(sockets: Vec<OwnedFd>) -> Self {
+        Self(sockets.into_iter().map(idle).map(Sent::new).collect())
+    }
+
+    /// Makes the record of the first batch; all wait as before.
+    ///
+    /// # Errors
+    /// It is too long.
+    pub fn batch(&mut self) -> io::Result<Vec<u8>> {
+        let size = batch_size(&self.0);
+        let mut packed: Vec<&mut Sent> = self.0[..size].iter_mut().collect();
+        let (message, fds) = pack(1, &mut packed)?;
+        let record = wire::encode(&message, *VERSIONS.end(), 1, fds.len());
+        unpacked(message, packed.into_iter());
+        record.map_err(io::Error::other)
+    }
+}
+
+fn idle(fd: OwnedFd) -> Connection {
+    let mut connection = Connection::new(KIND, "http", fd);
+    connection.peer = Some(([127, 0, 0, 1], 54321).into());
+    connection
 }
 
 #[cfg(test)]
@@ -121,6 +178,18 @@ mod tests {
         passed.unwrap();
         adopted.unwrap();
         assert_eq!(got, 600);
+    }
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let sockets = (0..300).map(|_| UnixStream::pair().unwrap().0.into());
+        let mut waiting = Waiting::of(sockets.collect());
+        let record = waiting.batch().unwrap();
+        let said = Said::decode(&record).unwrap();
+        assert_eq!(said.header.fds, 252);
+        assert_eq!(said.encode().unwrap(), record);
+        assert_eq!(waiting.batch().unwrap(), record);
+        assert!(Said::decode(b"HOFF").is_err());
     }
 
     #[tokio::test]

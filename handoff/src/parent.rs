@@ -744,7 +744,10 @@ impl ParentDriver {
                 Ok(taken) => taken.map_err(|e| crate::words(&e)),
                 Err(panic) => Err(format!("taking the snapshot failed: {panic}")),
             };
-            let _ = inbox.send(Inner::Snapshot(taken));
+            if let Err(unheard) = inbox.send(Inner::Snapshot(taken)) {
+                // The reload has failed meanwhile. Whoever lets go of the memfd waits until it is freed.
+                tokio::task::spawn_blocking(move || drop(unheard));
+            }
         });
     }
 

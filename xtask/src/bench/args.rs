@@ -10,10 +10,27 @@ use serde::Serialize;
 use crate::soak::{as_seconds_always, parse_duration};
 
 /// Measure `hello` beside something simpler.
+///
+/// Without a command: all of them, each for a short time, and a table of what is to be reached and what was measured.
 #[derive(Clone, Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
-    pub(crate) measurement: Measurement,
+    pub(crate) measurement: Option<Measurement>,
+
+    #[command(flatten)]
+    pub(crate) all: AllArgs,
+}
+
+/// All measurements.
+#[derive(Clone, Debug, Default, Args, Serialize)]
+pub(crate) struct AllArgs {
+    /// As long as each one takes by itself: a quarter of an hour instead of four minutes.
+    #[arg(long)]
+    pub(crate) full: bool,
+
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::args::DescriptorsArgs;
 use super::connections::bare_once;
+use super::goals::{Row, Verdict};
 use super::stats::{Samples, ratio};
 use super::{limits, report};
 use crate::soak::align;
@@ -23,6 +24,19 @@ pub(crate) struct Results {
     channel_per_second: Samples,
     /// The median over the turns of B's rate through A's.
     pub(crate) channel_per_bare: f64,
+}
+
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let (bare, channel) = (&self.bare_per_second, &self.channel_per_second);
+        let measured = format!(
+            "{:.2} ({:.0} and {:.0})",
+            self.channel_per_bare, channel.median, bare.median
+        );
+        let figure = "descriptors a second, channel / bare loop";
+        vec![Row::new(figure, "", measured, Verdict::NoGoal)]
+    }
 }
 
 /// Runs it, and prints the table.

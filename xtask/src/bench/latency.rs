@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::affinity::{Cores, move_to};
 use super::args::LatencyArgs;
+use super::goals::{Row, Verdict};
 use super::report;
 use super::stats::{Samples, ratio};
 use crate::soak::{
@@ -46,7 +47,7 @@ struct Side {
 
 /// All figures.
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     args: LatencyArgs,
     cores: [usize; 2],
     without: Side,
@@ -58,8 +59,21 @@ struct Results {
     windows: Vec<Window>,
 }
 
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let measured = format!("{:.2}", self.p999_ratio);
+        vec![Row::new(
+            "p99.9 with a reload / without",
+            "",
+            measured,
+            Verdict::NoGoal,
+        )]
+    }
+}
+
 /// Runs it, and prints the table.
-pub(crate) fn run(args: &LatencyArgs) -> Result<()> {
+pub(crate) fn run(args: &LatencyArgs) -> Result<Results> {
     let cores = Cores::two()?;
     let out = report::directory(&args.common)?;
     // Everything on the client's side is started by this thread, and goes where it is.
@@ -69,7 +83,8 @@ pub(crate) fn run(args: &LatencyArgs) -> Result<()> {
     let place = runtime.block_on(report::place(&args.common))?;
     let results = runtime.block_on(measure(args, cores, &place, &out))?;
     print!("{}", table(&results));
-    report::write_json(&results, &out, "latency")
+    report::write_json(&results, &out, "latency")?;
+    Ok(results)
 }
 
 async fn measure(args: &LatencyArgs, cores: Cores, place: &Place, out: &Path) -> Result<Results> {

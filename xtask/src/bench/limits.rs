@@ -11,6 +11,15 @@ const SPARE: u64 = 256;
 /// free one by trial, and 10,000 from one address took it 45 s.
 pub(crate) const PER_ADDRESS: u32 = 1000;
 
+/// The most that [`make_room`] can make room for without more rights; all others' open files are left out of account.
+pub(crate) fn most() -> u32 {
+    let own = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let files = number("/proc/sys/fs/file-max").unwrap_or(u64::MAX);
+    // Both ends, and each twice while it moves.
+    let most = own.min(files / 2).saturating_sub(2 * SPARE);
+    u32::try_from(most).unwrap_or(u32::MAX)
+}
+
 /// Makes room for `count` connections in each process: none holds both ends.
 pub(crate) fn make_room(count: u32) -> Result<()> {
     let needed = u64::from(count) + SPARE;

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::args::MemoryArgs;
 use super::crowd::Crowd;
+use super::goals::{Row, Verdict};
 use super::smaps::Memory;
 use super::stats::{Samples, ratio};
 use super::throughput::peers::{self, Peer};
@@ -59,9 +60,31 @@ pub(crate) struct Results {
 
 impl Results {
     /// What `hello` takes for each byte of this one, if that one is here.
-    pub(crate) fn hello_per(&self, name: &str) -> Option<f64> {
+    fn hello_per(&self, name: &str) -> Option<f64> {
         let of = self.servers.iter().find(|of| of.name == name)?;
         Some(of.hello_per_this)
+    }
+
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let goals = [
+            (
+                "bare",
+                "memory of an idle connection / bare hyper's",
+                GOAL_BARE,
+            ),
+            ("go", "the same / Go's", 1.0),
+        ];
+        let row = |(name, figure, goal)| {
+            let row = |ratio: f64| {
+                let goal_text = format!("at most {goal}");
+                let measured = format!("{ratio:.2}");
+                Row::new(figure, goal_text, measured, Verdict::of(ratio <= goal))
+            };
+            let missing = || Row::new(figure, "", "not installed", Verdict::NotMeasured);
+            self.hello_per(name).map_or_else(missing, row)
+        };
+        goals.into_iter().map(row).collect()
     }
 }
 

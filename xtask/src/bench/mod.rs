@@ -12,6 +12,7 @@
 //! - [`state`]: reloads with much state, and the longest silence that a client saw ([`gaps`]);
 //! - [`reload`]: a reload by phase, beside starting the same binary;
 //! - [`throughput`]: requests a second and processor time, beside hyper alone, nginx and Go;
+//! - [`goals`]: all of them, and what is to be reached;
 //! - [`stats`]: samples, medians, ratios; [`report`]: the table and the JSON;
 //! - [`examples`]: the programs beside `hello`;
 //! - [`crowd`] (many connections at once), [`limits`] (whether the machine lets us), [`affinity`] (who runs where), [`smaps`] (memory of a process).
@@ -32,6 +33,7 @@ mod crowd;
 mod descriptors;
 mod examples;
 mod gaps;
+mod goals;
 mod latency;
 mod limits;
 mod memory;
@@ -46,18 +48,22 @@ mod throughput;
 pub(crate) use args::BenchArgs;
 use args::Measurement;
 
-/// Runs one measurement. Exit code 0 if it could be made, whatever it says.
+/// Runs one measurement, or all. Exit code 0 if it could be made, whatever it says.
 pub(crate) fn run(args: BenchArgs) -> Result<ExitCode> {
-    match args.measurement {
+    let Some(measurement) = args.measurement else {
+        goals::run(&args.all)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    match measurement {
         Measurement::Adoption(args) => drop(adoption::run(&args)?),
-        Measurement::Memory(args) => drop(memory::run(&args)?),
-        Measurement::Connections(args) => connections::run(&args)?,
+        Measurement::Connections(args) => drop(connections::run(&args)?),
         Measurement::Descriptors(args) => drop(descriptors::run(&args)?),
-        Measurement::Latency(args) => latency::run(&args)?,
+        Measurement::Latency(args) => drop(latency::run(&args)?),
+        Measurement::Memory(args) => drop(memory::run(&args)?),
         Measurement::Parent(args) => drop(parent::run(&args)?),
+        Measurement::Reload(args) => drop(reload::run(&args)?),
         Measurement::State(args) => drop(state::run(&args)?),
-        Measurement::Reload(args) => reload::run(&args)?,
-        Measurement::Throughput(args) => throughput::run(&args)?,
+        Measurement::Throughput(args) => drop(throughput::run(&args)?),
         Measurement::BareSender(args) => connections::bare::sender(&args)?,
         Measurement::BareClients(args) => connections::bare::clients(&args)?,
         Measurement::BareReceiver(args) => connections::bare::receiver(args.by_channel)?,

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::args::{ParentArgs, size};
+use super::goals::{Row, Verdict};
 use super::reload::{Once, in_phases, once};
 use super::smaps::Memory;
 use super::stats::{Samples, ratio};
@@ -35,6 +36,23 @@ pub(crate) struct Results {
     phases_large: Vec<(String, Samples)>,
     /// Of B's parents, before their reload.
     resident_kib: Samples,
+}
+
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let measured = format!(
+            "{:.3}, {} resident",
+            self.large_per_empty,
+            size(self.args.resident)
+        );
+        vec![Row::new(
+            "the same of a large parent / an empty one",
+            format!("at most {GOAL}"),
+            measured,
+            Verdict::of(self.large_per_empty <= GOAL),
+        )]
+    }
 }
 
 /// Runs it, and prints the table.

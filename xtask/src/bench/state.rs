@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::affinity::{Cores, move_to};
 use super::args::{StateArgs, size};
 use super::gaps::{Asking, Gaps};
+use super::goals::{Row, Verdict};
 use super::stats::Samples;
 use super::{examples, report};
 use crate::soak::{Latency, Phase, Place, Server, align};
@@ -75,18 +76,27 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// The longest silence of all reloads, in milliseconds, and whether every size keeps to both goals.
-    pub(crate) fn worst(&self) -> (f64, bool) {
-        let clients = || {
-            self.sizes
-                .iter()
-                .flat_map(|size| [&size.asking, &size.connecting])
+    /// For the table of the goals: the longest silence of all reloads, of both clients.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let of_size = |sized: &Sized| {
+            let clients = [&sized.asking, &sized.connecting];
+            let worst = clients.map(|client| client.with_ms.max);
+            let without = clients.map(|client| client.without_ms.max);
+            let measured = format!(
+                "{} of state: {:.2} ms, without {:.2} ms, p99.9 {:.2} ms",
+                size(sized.bytes),
+                worst[0].max(worst[1]),
+                without[0].max(without[1]),
+                sized.asking.pooled_without.p999_ms
+            );
+            Row::new(
+                "longest silence at a reload",
+                format!("below {GOAL_MS} ms, and p99.9 + {GOAL_ABOVE_MS} ms"),
+                measured,
+                Verdict::of(clients.iter().all(|client| client.met)),
+            )
         };
-        let worst = clients().map(|client| client.with_ms.max);
-        (
-            worst.fold(0.0, f64::max),
-            clients().all(|client| client.met),
-        )
+        self.sizes.iter().map(of_size).collect()
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use super::args::ConnectionsArgs;
+use super::goals::{Row, Verdict};
 use super::smaps::PerConnection;
 use super::stats::{Samples, ratio};
 use super::{limits, report};
@@ -26,7 +27,7 @@ const GOAL: f64 = 2.0;
 
 /// All figures.
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     args: ConnectionsArgs,
     /// A, in milliseconds: first message sent to last one acknowledged.
     bare_ms: Samples,
@@ -45,8 +46,21 @@ struct Results {
     reloads: Vec<Moved>,
 }
 
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let measured = format!("{:.2} ({} of them)", self.drain_per_bare, self.args.count);
+        vec![Row::new(
+            "idle connections moved / bare loop",
+            format!("at most {GOAL}"),
+            measured,
+            Verdict::of(self.drain_per_bare <= GOAL),
+        )]
+    }
+}
+
 /// Runs it, and prints the table.
-pub(crate) fn run(args: &ConnectionsArgs) -> Result<()> {
+pub(crate) fn run(args: &ConnectionsArgs) -> Result<Results> {
     limits::make_room(args.count)?;
     let out = report::directory(&args.common)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -55,7 +69,8 @@ pub(crate) fn run(args: &ConnectionsArgs) -> Result<()> {
     let place = runtime.block_on(report::place(&args.common))?;
     let results = runtime.block_on(measure(args, &place, &out))?;
     print!("{}", table(&results));
-    report::write_json(&results, &out, "connections")
+    report::write_json(&results, &out, "connections")?;
+    Ok(results)
 }
 
 async fn measure(args: &ConnectionsArgs, place: &Place, out: &Path) -> Result<Results> {

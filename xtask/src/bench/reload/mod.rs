@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use super::args::ReloadArgs;
+use super::goals::{self, Row};
 use super::report;
 use super::stats::{Samples, ratio};
 use crate::soak::{Build, Phase, Place, Reloaded, Server, align};
@@ -46,7 +47,7 @@ enum Verdict {
 
 /// All figures.
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     args: ReloadArgs,
     goal: f64,
     verdict: Verdict,
@@ -66,8 +67,27 @@ struct Results {
     reloads: Vec<Once>,
 }
 
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        vec![Row::new(
+            "reload to the first answer / fork, exec, runtime",
+            format!("at most {GOAL}"),
+            format!(
+                "{:.2} to {:.2} ({:.1} ms)",
+                self.per_first_start, self.per_version, self.first_answer_ms.median
+            ),
+            match self.verdict {
+                Verdict::Met => goals::Verdict::Met,
+                Verdict::Missed => goals::Verdict::Missed,
+                Verdict::Open => goals::Verdict::Open,
+            },
+        )]
+    }
+}
+
 /// Runs it, and prints the table.
-pub(crate) fn run(args: &ReloadArgs) -> Result<()> {
+pub(crate) fn run(args: &ReloadArgs) -> Result<Results> {
     let out = report::directory(&args.common)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,7 +95,8 @@ pub(crate) fn run(args: &ReloadArgs) -> Result<()> {
     let place = runtime.block_on(report::place(&args.common))?;
     let results = runtime.block_on(measure(args, &place, &out))?;
     print!("{}", table(&results));
-    report::write_json(&results, &out, "reload")
+    report::write_json(&results, &out, "reload")?;
+    Ok(results)
 }
 
 async fn measure(args: &ReloadArgs, place: &Place, out: &Path) -> Result<Results> {

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::affinity::{Cores, move_to};
 use super::args::ThroughputArgs;
+use super::goals::{Row, Verdict};
 use super::stats::{Samples, ratio};
 use super::{examples, report};
 use crate::soak::{Build, Place, align};
@@ -52,15 +53,42 @@ struct Reloads {
 }
 
 #[derive(Debug, Serialize)]
-struct Results {
+pub(crate) struct Results {
     args: ThroughputArgs,
     servers: Vec<Of>,
     reloads: Reloads,
     errors: u64,
 }
 
+impl Results {
+    /// For the table of the goals.
+    pub(crate) fn rows(&self) -> Vec<Row> {
+        let goals = [
+            ("bare", "requests/s / bare hyper's", GOAL_BARE),
+            ("nginx", "the same / nginx's", 1.0),
+            ("go", "the same / Go's", 1.0),
+        ];
+        let row = |(name, figure, goal): (&str, &'static str, f64)| {
+            let Some(of) = self.servers.iter().find(|of| of.name == name) else {
+                return Row::new(figure, "", "not installed", Verdict::NotMeasured);
+            };
+            let ratio = of.hello_per_this;
+            let (least, measured) = (format!("at least {goal}"), format!("{ratio:.3}"));
+            Row::new(figure, least, measured, Verdict::of(ratio >= goal))
+        };
+        let mut rows: Vec<Row> = goals.into_iter().map(row).collect();
+        rows.push(Row::new(
+            "the same with a reload a second / without",
+            format!("at least {GOAL_RELOADS}"),
+            format!("{:.3}", self.reloads.ratio),
+            Verdict::of(self.reloads.ratio >= GOAL_RELOADS),
+        ));
+        rows
+    }
+}
+
 /// Runs it, and prints the table.
-pub(crate) fn run(args: &ThroughputArgs) -> Result<()> {
+pub(crate) fn run(args: &ThroughputArgs) -> Result<Results> {
     let wrk = Wrk::found()?;
     let cores = Cores::two()?;
     let out = report::directory(&args.common)?;
@@ -86,7 +114,8 @@ pub(crate) fn run(args: &ThroughputArgs) -> Result<()> {
     drop(peers);
     let results = results(args, shots, reloads);
     print!("{}", table(&results));
-    report::write_json(&results, &out, "throughput")
+    report::write_json(&results, &out, "throughput")?;
+    Ok(results)
 }
 
 type Shots = Vec<(&'static str, Vec<Shot>)>;
