@@ -114,7 +114,7 @@ fn state(criterion: &mut Criterion) {
     };
     let snapshot = opened();
     group.bench_function("verify and restore", |b| {
-        b.iter(|| snapshot.restore(&sections))
+        b.iter(|| snapshot.restore(&sections));
     });
     group.bench_function("free", |b| {
         b.iter_batched(opened, drop, BatchSize::PerIteration);
