@@ -9,9 +9,11 @@ use tokio::{
 
 use crate::{
     acceptor::Acceptors,
+    activation::{self, Passed},
     child::{ChildDriver, Offered, Source},
     control,
     listeners::{self, Address, Listener, Reconciled, Spec},
+    notify::Notifier,
     pidfile::{self, Lock, Paths},
     process::{self, Program},
     serving::Serving,
@@ -78,7 +80,7 @@ pub struct Builder {
     drain_timeout: Duration,
     probation: Duration,
     max_connections: Option<u64>,
-    orphan: Orphan,
+    orphan: Option<Orphan>,
     allow_writable_program: bool,
     hooks: Hooks,
     kinds: Vec<String>,
@@ -95,7 +97,7 @@ impl Builder {
             drain_timeout: Duration::from_secs(10),
             probation: DEFAULT_PROBATION,
             max_connections: None,
-            orphan: Orphan::default(),
+            orphan: None,
             allow_writable_program: false,
             hooks: Hooks::default(),
             kinds: Vec::new(),
@@ -168,9 +170,10 @@ impl Builder {
         self
     }
 
-    /// What to do when the parent dies without a word before the commit.
+    /// What to do when the parent dies without a word before the commit. Default: [`Orphan::Promote`]; where a service
+    /// manager, or the [keeper](crate::keeper), watches the service (`NOTIFY_SOCKET` is set), [`Orphan::Exit`].
     pub fn orphan(mut self, orphan: Orphan) -> Self {
-        self.orphan = orphan;
+        self.orphan = Some(orphan);
         self
     }
 
@@ -245,17 +248,25 @@ impl Builder {
             Some(pidfile) => Some(Paths::of(pidfile).map_err(|e| StartError::Pidfile(words(&e)))?),
             None => None,
         };
+        let notify = Notifier::from_env();
+        // It sees the death of the main process, and starts the service anew: two would be one too many.
+        let by_default = if notify.is_on() {
+            Orphan::Exit
+        } else {
+            Orphan::Promote
+        };
+        let passed = activation::take().map_err(StartError::Listen)?;
         let settings = Settings {
             build: self.build,
             ready_timeout: self.ready_timeout,
             drain_timeout: self.drain_timeout,
             probation: self.probation,
             max_connections: self.max_connections,
-            promote: self.orphan == Orphan::Promote,
+            promote: self.orphan.unwrap_or(by_default) == Orphan::Promote,
             allow_writable_program: self.allow_writable_program,
             hooks: self.hooks,
         };
-        let (shared, receivers) = Shared::new(settings, program, paths);
+        let (shared, receivers) = Shared::new(settings, program, paths, notify);
         shared.kinds().extend(self.kinds);
         let (adopted, receivers) = succession::split(receivers);
         let (commands, inbox) = mpsc::unbounded_channel();
@@ -288,7 +299,7 @@ impl Builder {
             prepared: Prepared::default(),
         };
         starting
-            .take_listeners(self.specs, is_child.then_some(offered))
+            .take_listeners(self.specs, is_child.then_some(offered), passed)
             .await?;
         Ok(starting)
     }
@@ -366,9 +377,20 @@ impl Starting {
         &mut self,
         specs: Vec<Spec>,
         offered: Option<oneshot::Receiver<Offered>>,
+        passed: Passed,
     ) -> Result<(), StartError> {
         let inherited: Vec<Listener> = match offered {
-            None => Vec::new(),
+            None => match passed.matched(&specs) {
+                Ok(matched) => {
+                    // An address that the manager still listens on could not be bound.
+                    self.shared.notify.forget(&matched.forgotten).await;
+                    matched.listeners
+                }
+                Err(reason) => {
+                    self.give_up(reason.clone()).await;
+                    return Err(StartError::Listen(reason));
+                }
+            },
             Some(offered) => tokio::select! {
                 Ok(offered) = offered => offered.listeners,
                 reason = ended(&mut self.ended) => return Err(StartError::Ended(reason)),

@@ -133,6 +133,8 @@ pub(crate) struct ChildDriver {
     inherited: Vec<ChildDriver>,
     /// The parent crashed before the commit: the names are ours, though we do not serve yet.
     pub(crate) orphaned: bool,
+    /// The parent died before it could name this process to the service manager.
+    lost_parent: bool,
     /// Whether whoever watches has been told that this process is the service.
     is_final: bool,
 }
@@ -265,6 +267,7 @@ impl ChildDriver {
             refused: false,
             inherited: Vec::new(),
             orphaned: false,
+            lost_parent: false,
             is_final: false,
         }
     }
@@ -613,6 +616,7 @@ impl ChildDriver {
         tracing::debug!(?event, state = ?self.machine.state(), "child");
         self.refused |= event == Event::NotPassed;
         let is_alone = event == Event::ParentDied;
+        self.lost_parent |= is_alone && !self.is_final;
         if is_alone && let Some(lent) = self.stderr.take() {
             // First of all: nobody reads that pipe any more.
             lent.adopt_with_rest();
@@ -822,6 +826,12 @@ impl ChildDriver {
         if self.orphaned {
             self.tell_what_is_lost();
         }
+        self.shared.notify.serves(
+            to,
+            &self.shared.listeners(),
+            &self.prepared.removed,
+            self.lost_parent,
+        );
     }
 
     /// Whether this process may be the service: its parent has word of it, or is no more, or has said its last word.

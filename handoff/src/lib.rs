@@ -22,6 +22,7 @@
 //! leaves the parent as it was, and the reason is told to whoever asked.
 
 mod acceptor;
+mod activation;
 mod builder;
 mod changes;
 mod channel;
@@ -34,6 +35,7 @@ mod failpoint;
 #[doc(hidden)]
 pub mod fuzzing;
 mod intake;
+pub mod keeper;
 mod link;
 pub mod listeners;
 mod live;
@@ -42,6 +44,7 @@ mod live;
 pub mod measuring;
 mod memory;
 mod news;
+mod notify;
 mod parent;
 pub mod pidfile;
 #[doc(hidden)]

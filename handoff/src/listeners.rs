@@ -30,6 +30,8 @@ use rustix::net::{AddressFamily, SocketType, sockopt};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
+mod passed;
+
 /// The backlog of a listener that asks for none.
 ///
 /// mio's 128 overflows in a burst of connections, and an overflow costs a client one second
@@ -181,7 +183,7 @@ impl Spec {
     }
 
     /// What is wrong with it, if anything; its address made absolute otherwise.
-    fn checked(&self) -> Result<Self, BindError> {
+    pub(crate) fn checked(&self) -> Result<Self, BindError> {
         if !name_is_valid(&self.name) {
             return Err(BindError::Name {
                 name: self.name.clone(),
@@ -639,7 +641,7 @@ impl Listener {
     }
 
     /// Whether the configuration means this very socket.
-    fn satisfies(&self, spec: &Spec) -> bool {
+    pub(crate) fn satisfies(&self, spec: &Spec) -> bool {
         match (&spec.address, &self.address) {
             (Address::Tcp(wanted), Address::Tcp(actual)) => {
                 let mut wanted = *wanted;

@@ -134,7 +134,7 @@ impl ParentDriver {
             .map_err(|e| format!("cannot make the pipe for stderr: {e}"))?;
         let child = shared
             .program
-            .spawn(theirs, write_end, &[])
+            .spawn(theirs, write_end, &[], &shared.notify.not_inherited())
             .map_err(|e| crate::words(&e))?;
         Ok((child, ours, capture))
     }
@@ -569,6 +569,8 @@ impl ParentDriver {
                 return self.say(&Message::Health(question), vec![]);
             }
             Action::SendConfirm => {
+                // What the child says to the service manager from here on must find it named.
+                self.shared.notify.succeeded_by(self.successor);
                 return self.say(
                     &Message::Confirm {
                         serving_us: self.serving_us,
@@ -882,6 +884,9 @@ impl ParentDriver {
         if let Some(mut intake) = self.intake.take() {
             intake.give_all(&self.shared);
         }
+        self.shared
+            .notify
+            .reload_failed(self.reload, phase, &reason);
         self.tell_failed(phase, &reason);
         self.failing = None;
         tracing::error!(

@@ -28,6 +28,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit};
 
+use crate::activation;
+
 mod trust;
 
 /// Names the inode of the socket that is the child's stdin. A process whose stdin is anything
@@ -248,6 +250,12 @@ impl Program {
         &self.path
     }
 
+    /// As this process was called.
+    #[must_use]
+    pub(crate) fn argv0(&self) -> &OsStr {
+        &self.argv0
+    }
+
     /// The arguments, without `argv[0]`.
     #[must_use]
     pub fn args(&self) -> &[OsString] {
@@ -280,7 +288,7 @@ impl Program {
 
     /// Starts it, with `channel` as its stdin and `stderr` as its stderr, in a process group
     /// of its own so that a terminal's Ctrl-C does not reach it twice. `extra` is added to the
-    /// environment.
+    /// environment, `without` and what means this process alone ([`activation::VARIABLES`]) is not in it.
     ///
     /// Blocks until the child has executed the program.
     ///
@@ -291,6 +299,7 @@ impl Program {
         channel: OwnedFd,
         stderr: OwnedFd,
         extra: &[(OsString, OsString)],
+        without: &[OsString],
     ) -> Result<Spawned, SpawnError> {
         let inode = match rustix::fs::fstat(&channel) {
             Ok(stat) => stat.st_ino,
@@ -303,6 +312,13 @@ impl Program {
             }
         };
         let mut command = Command::new(&self.path);
+        // Of the command, not of this process: threads of ours may be reading the environment.
+        for name in without {
+            command.env_remove(name);
+        }
+        for name in activation::VARIABLES {
+            command.env_remove(name);
+        }
         command
             .arg0(&self.argv0)
             .args(&self.args)
@@ -322,7 +338,7 @@ impl Program {
     }
 
     /// The errno alone does not tell a missing program from a missing directory.
-    fn spawn_error(&self, source: io::Error) -> SpawnError {
+    pub(crate) fn spawn_error(&self, source: io::Error) -> SpawnError {
         // With the ".", a file in its place is an error too.
         if let Err(source) = fs::metadata(self.cwd.join(".")) {
             return SpawnError::Cwd {
@@ -551,15 +567,8 @@ pub fn take_channel() -> Result<Option<OwnedFd>, JoinError> {
             source: error.into(),
         }
     };
-    let announced = env::var(CHANNEL_VARIABLE)
-        .ok()
-        .and_then(|inode| inode.parse::<u64>().ok());
     let stdin = io::stdin();
-    let (Some(announced), Ok(stat)) = (announced, rustix::fs::fstat(&stdin)) else {
-        return Ok(None);
-    };
-    let is_socket = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_socket();
-    if !is_socket || stat.st_ino != announced {
+    if !has_channel() {
         return Ok(None);
     }
     let family = sockopt::socket_domain(&stdin).map_err(step("examine stdin"))?;
@@ -575,6 +584,17 @@ pub fn take_channel() -> Result<Option<OwnedFd>, JoinError> {
     let channel = rustix::io::fcntl_dupfd_cloexec(&stdin, 3).map_err(step("move the channel"))?;
     rustix::stdio::dup2_stdin(&null).map_err(step("put /dev/null in the place of stdin"))?;
     Ok(Some(channel))
+}
+
+/// Whether a parent started this process, and its channel is still where it was put.
+pub(crate) fn has_channel() -> bool {
+    let announced = env::var(CHANNEL_VARIABLE)
+        .ok()
+        .and_then(|inode| inode.parse::<u64>().ok());
+    let (Some(announced), Ok(stat)) = (announced, rustix::fs::fstat(io::stdin())) else {
+        return false;
+    };
+    rustix::fs::FileType::from_raw_mode(stat.st_mode).is_socket() && stat.st_ino == announced
 }
 
 /// Makes `fd` the stderr of this process: with `Commit`, or a promotion, the real one takes

@@ -26,6 +26,7 @@ use crate::{
     listeners::Listener,
     live::{ConnectionGuard, Live},
     news::News,
+    notify::Notifier,
     pidfile::{Lock, Paths, Pidfile, Spare, WriteError},
     process::Program,
     state::{Deltas, Section},
@@ -225,6 +226,8 @@ pub(crate) struct Shared {
     pub(crate) paths: Option<Paths>,
     pub(crate) live: Arc<Live>,
     pub(crate) news: News,
+    /// What a service manager hears.
+    pub(crate) notify: Notifier,
     pub(crate) phase: watch::Sender<Phase>,
     /// `Some` once the process has nothing more to do; `Err` with the reason if it never served.
     pub(crate) ended: watch::Sender<Option<Result<Report, String>>>,
@@ -265,6 +268,7 @@ impl Shared {
         settings: Settings,
         program: Program,
         paths: Option<Paths>,
+        notify: Notifier,
     ) -> (Arc<Self>, Receivers) {
         let (adopted, adopted_rx) = mpsc::unbounded_channel();
         let (pass, pass_rx) = mpsc::unbounded_channel();
@@ -275,6 +279,7 @@ impl Shared {
             program,
             paths,
             news: News::default(),
+            notify,
             phase: watch::Sender::new(Phase::Starting),
             ended: watch::Sender::new(None),
             adopted,

@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, sleep_until},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
 
 use crate::{
@@ -77,6 +77,8 @@ pub(crate) struct Succession {
     none: watch::Receiver<()>,
     /// The last child that did not become the service: it may have put its name into the pidfile.
     last_child: Option<u32>,
+    /// How often a service manager hears of this task.
+    heartbeat: Option<Interval>,
     /// How it ends, once that is decided.
     result: Option<Result<Report, String>>,
 }
@@ -91,6 +93,8 @@ enum Woken {
     Asked(Incoming),
     Command(Command),
     Deadline,
+    /// The service manager wants to hear that this task lives.
+    Heartbeat,
     Idle,
     /// The application has dropped its handle without having served.
     Abandoned,
@@ -109,8 +113,15 @@ impl Succession {
     ) -> Self {
         let (incoming, pass) = receivers;
         shared.set_upstream(upstream.is_some());
+        let heartbeat = shared.notify.heartbeat().map(|period| {
+            let mut heartbeat = interval(period);
+            // After a sleep, what counts is the next time.
+            heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            heartbeat
+        });
         Self {
             none: shared.live.none(),
+            heartbeat,
             shared,
             signals,
             commands,
@@ -190,6 +201,7 @@ impl Succession {
     async fn next(&mut self) -> Woken {
         tokio::select! {
             biased;
+            () = tick(&mut self.heartbeat) => Woken::Heartbeat,
             event = next_of(&mut self.upstream) => Woken::Upstream(event),
             (place, event) = next_of_any(&mut self.elders) => Woken::Elder(place, event),
             event = next_of_child(&mut self.downstream) => Woken::Downstream(event),
@@ -252,6 +264,7 @@ impl Succession {
                 }
             }
             Woken::Deadline => self.deadline(),
+            Woken::Heartbeat => self.shared.notify.alive(),
             Woken::Idle => {}
             Woken::Abandoned => {
                 let gave_up =
@@ -412,6 +425,8 @@ impl Succession {
         }
         self.shared.set_phase(Phase::Serving);
         self.shared.call(Turn::Committed);
+        let (us, listeners) = (self.shared.identity(), self.shared.listeners());
+        self.shared.notify.serves(us, &listeners, &[], false);
         self.tell_serving();
         self.reload_if_latched();
         None
@@ -468,6 +483,9 @@ impl Succession {
             generation = self.shared.identity().generation,
             "reload: starting"
         );
+        let settings = &self.shared.settings;
+        let at_most = settings.ready_timeout + settings.probation + 2 * settings.drain_timeout;
+        self.shared.notify.reloading(reload, at_most);
         self.shared.news.tell(&News::Phase {
             reload,
             phase: "starting".to_owned(),
@@ -523,6 +541,9 @@ impl Succession {
                 self.pass = pass;
                 self.shared.forget_pidfile();
                 tracing::error!(reload, reason, "reload failed; this generation serves on");
+                self.shared
+                    .notify
+                    .reload_failed(reload, "starting", &reason);
                 let outcome = Outcome::Failed {
                     phase: "starting".to_owned(),
                     reason,
@@ -790,8 +811,12 @@ impl Succession {
             "stopping"
         );
         self.shared.live.leave();
+        let drain_timeout = self.shared.settings.drain_timeout;
+        self.shared
+            .notify
+            .stopping(reason, drain_timeout + CUT_GRACE);
         self.ending = Some(Ending {
-            deadline: Instant::now() + self.shared.settings.drain_timeout,
+            deadline: Instant::now() + drain_timeout,
         });
         if *self.shared.phase.borrow() == Phase::Starting {
             self.result.get_or_insert(Err(reason.to_owned()));
@@ -833,7 +858,13 @@ impl Succession {
         self.ending.as_ref()?;
         // With a successor, the driver's own drain comes to its end and says `Bye`.
         let child_gone = self.starting.is_none() && self.downstream.is_none();
-        (child_gone && self.shared.live.is_none()).then(|| Ok(self.report()))
+        let all_gone = child_gone && self.shared.live.is_none() && !self.waits_for_elders();
+        all_gone.then(|| Ok(self.report()))
+    }
+
+    /// Whoever watches the service takes the end of its main process for the end of all, and kills what is left.
+    fn waits_for_elders(&self) -> bool {
+        self.shared.notify.is_heard() && (self.upstream.is_some() || !self.elders.is_empty())
     }
 
     async fn end(mut self, result: Result<Report, String>) {
@@ -849,6 +880,9 @@ impl Succession {
             self.retract();
         }
         self.shared.flush_control().await;
+        if result.is_ok() {
+            self.shared.notify.flush().await;
+        }
         if let Ok(report) = &result {
             let counts = &report.connections;
             tracing::info!(
@@ -915,6 +949,15 @@ async fn unless_panicked<T>(future: impl Future<Output = T>) -> Option<T> {
 async fn next_of(upstream: &mut Option<ChildDriver>) -> ChildEvent {
     match upstream {
         Some(upstream) => upstream.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn tick(heartbeat: &mut Option<Interval>) {
+    match heartbeat {
+        Some(heartbeat) => {
+            heartbeat.tick().await;
+        }
         None => std::future::pending().await,
     }
 }

@@ -23,7 +23,7 @@ fn start(program: &Program, extra: &[(&str, &str)]) -> (Spawned, OwnedFd, io::Pi
     let (reader, writer) = io::pipe().expect("pipe");
     let own = |(name, value): &(&str, &str)| (name.into(), value.into());
     let extra: Vec<_> = extra.iter().map(own).collect();
-    let spawned = program.spawn(theirs, writer.into(), &extra).expect("spawn");
+    let spawned = program.spawn(theirs, writer.into(), &extra, &[]).expect("spawn");
     (spawned, ours, reader)
 }
 
@@ -221,7 +221,7 @@ fn what_cannot_be_executed_is_named_with_a_remedy() {
         let program = Program::new(path.clone(), Vec::new(), dir.path().to_owned());
         let (_ours, theirs) = channel();
         let (_reader, writer) = io::pipe().expect("pipe");
-        let spawned = program.spawn(theirs, writer.into(), &[]);
+        let spawned = program.spawn(theirs, writer.into(), &[], &[]);
         spawned.expect_err("cannot be executed").to_string()
     };
     let fail = |part: &str| {
@@ -255,7 +255,7 @@ fn a_deleted_directory_is_named() {
     let (_ours, theirs) = channel();
     let (_reader, writer) = io::pipe().expect("pipe");
     let error = program
-        .spawn(theirs, writer.into(), &[])
+        .spawn(theirs, writer.into(), &[], &[])
         .expect_err("gone")
         .to_string();
     assert!(error.contains(gone.to_str().expect("UTF-8")), "{error}");
