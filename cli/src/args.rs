@@ -125,6 +125,24 @@ pub(crate) struct Serve {
     )]
     pub(crate) probation: Duration,
 
+    /// What a child does if this process dies before it was told to take over [default: promote; under systemd, or with
+    /// --keep-pid: exit]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        value_enum,
+        env = "HELLO_ORPHAN",
+        hide_env_values = true
+    )]
+    pub(crate) orphan: Option<Orphan>,
+
+    /// Stay as the first process, and let the generations come and go below it; as pid 1 this is always so
+    ///
+    /// For whoever takes the end of the first process for the end of the service: a container, runit, supervisord,
+    /// a shell. Signals are passed on to the generation that serves, and the exit code is that of the last one.
+    #[arg(long, env = "HELLO_KEEP_PID", hide_env_values = true)]
+    pub(crate) keep_pid: bool,
+
     /// As root, reload even if somebody else may write the binary, or a directory on the way to it
     ///
     /// Without it root refuses: whoever may write the binary is root at the next reload.
@@ -222,6 +240,15 @@ Exit codes:
   0  it was stopped, or another generation has taken over
   1  it could not start
   2  the command line is not understood";
+
+/// What a child does whose parent has died.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Orphan {
+    /// Take over: nobody else does
+    Promote,
+    /// End: a service manager starts the service anew
+    Exit,
+}
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -5,12 +5,14 @@ use std::process::ExitCode;
 /// What a script learns. The numbers are a promise, and `--help` prints it: see [`HELP`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
-    Done = 0,
-    Failed = 1,
-    Usage = 2,
-    NotRunning = 3,
-    TimedOut = 4,
-    NothingOpen = 5,
+    Done,
+    Failed,
+    Usage,
+    NotRunning,
+    TimedOut,
+    NothingOpen,
+    /// The service has ended with this one, and this process was its keeper.
+    Kept(u8),
 }
 
 pub(crate) const HELP: &str = "\
@@ -24,7 +26,15 @@ Exit codes:
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Failed => 1,
+            Exit::Usage => 2,
+            Exit::NotRunning => 3,
+            Exit::TimedOut => 4,
+            Exit::NothingOpen => 5,
+            Exit::Kept(code) => code,
+        })
     }
 }
 

@@ -9,7 +9,7 @@ use handoff::state::Counter;
 use hello_server::{Limits, RequestBody, Server};
 use http::Request;
 
-use crate::args::Serve;
+use crate::args::{Orphan, Serve};
 use crate::demo::{Demo, GREETING, Numbered};
 use crate::exit::{Exit, Failure};
 use crate::{listen, log};
@@ -17,7 +17,14 @@ use crate::{listen, log};
 /// How long work that cannot be cancelled may delay the exit.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How much longer than their drain deadline a keeper waits for generations that drain.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(5);
+
 pub(crate) fn run(args: Serve) -> Result<Exit, Failure> {
+    let patience = args.drain_timeout + KEEPER_PATIENCE;
+    if let Some(code) = handoff::keeper::keep(args.keep_pid, patience).context("--keep-pid")? {
+        return Ok(Exit::Kept(code));
+    }
     let listeners =
         listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error))?;
     let pidfile = args.which.paths()?.pidfile;
@@ -67,6 +74,12 @@ async fn serve(
     .drain_timeout(args.drain_timeout)
     .probation(args.probation)
     .allow_writable_program(args.allow_writable_binary);
+    if let Some(orphan) = args.orphan {
+        server = server.orphan(match orphan {
+            Orphan::Promote => handoff::Orphan::Promote,
+            Orphan::Exit => handoff::Orphan::Exit,
+        });
+    }
     for listener in listeners {
         server = server.listener(listener);
     }

@@ -249,7 +249,7 @@ impl Notifier {
         }
     }
 
-    /// Waits until the manager has heard all that was said here: before this process ends. Bounded.
+    /// Waits until the manager has heard who is the main process: before this one ends. Bounded.
     pub(crate) async fn flush(&self) {
         if let Some(outbox) = &self.outbox {
             outbox.barrier(FAREWELL).await;

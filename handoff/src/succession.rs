@@ -880,7 +880,7 @@ impl Succession {
             self.retract();
         }
         self.shared.flush_control().await;
-        if result.is_ok() {
+        if handed_over {
             self.shared.notify.flush().await;
         }
         if let Ok(report) = &result {

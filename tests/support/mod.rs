@@ -29,6 +29,8 @@ pub mod crowd;
 mod diag;
 pub mod generations;
 pub mod load;
+pub mod manager;
+pub mod systemd;
 pub mod ws;
 
 use client::Client;
