@@ -57,13 +57,13 @@ fn a_reload_that_fails_is_a_failure_of_systemctl_and_nothing_else() {
     systemd.run(&["start", HELLO]);
     let main = systemd.property(HELLO, "MainPID");
     let load = Load::calm(address);
-    let whole = systemd.replace_program(b"#!/bin/sh\necho no such thing >&2\nexit 7\n");
+    systemd.break_program();
     assert!(!systemd.systemctl(&["reload", HELLO]).status.success());
     assert_eq!(systemd.property(HELLO, "ActiveState"), "active");
     assert_eq!(systemd.property(HELLO, "MainPID"), main);
     let status = systemd.property(HELLO, "StatusText");
     assert!(status.contains("exited with status 7"), "{status}");
-    systemd.replace_program(&whole);
+    systemd.mend_program();
     systemd.run(&["reload", HELLO]);
     assert_ne!(systemd.property(HELLO, "MainPID"), main);
     load.goes_on();
@@ -209,8 +209,6 @@ fn a_frozen_process_is_found_by_the_watchdog() {
         systemd.property(HELLO, "NRestarts") == "1"
     });
     assert_eq!(Client::connect(address).get("/hello").generation(), 1);
-    let log = systemd.log();
-    assert!(log.contains("Watchdog timeout"), "{log}");
 }
 
 #[test]

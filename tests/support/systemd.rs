@@ -32,11 +32,12 @@ const TARGETS: [&str; 8] = [
 const BOOT: &str = r#"
 set -e
 mount --make-rprivate /
-mount -t tmpfs -o mode=755 tmpfs /mnt
-mkdir /mnt/test
-mount --bind "$1" /mnt/test
-mount --move /mnt /run
+mount -t tmpfs -o mode=755 tmpfs /run
+mkdir /run/test
+mount --bind "$1" /run/test
 mount -t tmpfs -o mode=1777 tmpfs /tmp
+mount -t tmpfs -o mode=1777 tmpfs /var/tmp
+mount -t tmpfs -o mode=755 tmpfs /var/lib
 mount -t tmpfs -o mode=755 tmpfs /dev/shm
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -o remount,bind,ro /
@@ -169,10 +170,12 @@ impl Systemd {
             .collect()
     }
 
-    /// What systemd and its services have written.
+    /// What the boot and the services have written.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap_or_default())
-            .into_owned()
+        ["log", "service.log"]
+            .map(|name| fs::read(self.dir.path().join(name)).unwrap_or_default())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .concat()
     }
 
     pub fn unit_path(&self, name: &str) -> PathBuf {
@@ -189,7 +192,7 @@ impl Systemd {
             .replace(
                 "\n[Install]",
                 &format!(
-                    "StandardOutput=inherit\nStandardError=file:{INSIDE}/service.log\n\
+                    "StandardOutput=inherit\nStandardError=append:{INSIDE}/service.log\n\
                      Environment=HELLO_ALLOW_WRITABLE_BINARY=true\n{more}\n[Install]"
                 ),
             );
@@ -212,21 +215,28 @@ impl Systemd {
         self.run(&["daemon-reload"]);
     }
 
-    /// As a deploy does: a new file, renamed over. Gives back what was there.
-    pub fn replace_program(&self, content: &[u8]) -> Vec<u8> {
-        let path = self.dir.path().join("hello");
-        let before = fs::read(&path).expect("read");
-        write_program(&self.dir.path().join("hello.new"), content);
-        fs::rename(self.dir.path().join("hello.new"), path).expect("rename");
-        before
+    /// As a deploy does: a new file, renamed over. This one cannot serve.
+    pub fn break_program(&self) {
+        let path = |name| self.dir.path().join(name);
+        fs::rename(path("hello"), path("hello.good")).expect("rename");
+        let script = format!(
+            "#!/bin/sh\n[ \"$1\" = serve ] || exec {INSIDE}/hello.good \"$@\"\nexit 7\n"
+        );
+        write_program(&path("hello.new"), script.as_bytes());
+        fs::rename(path("hello.new"), path("hello")).expect("rename");
+    }
+
+    /// And back.
+    pub fn mend_program(&self) {
+        let path = |name| self.dir.path().join(name);
+        fs::rename(path("hello.good"), path("hello")).expect("rename");
     }
 }
 
 impl Drop for Systemd {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let service = fs::read_to_string(self.dir.path().join("service.log"));
-            eprintln!("--- systemd\n{}\n--- service\n{}", self.log(), service.unwrap_or_default());
+            eprintln!("--- systemd and its services\n{}", self.log());
         }
         // `--kill-child`: systemd dies with it, and all others in the namespace with systemd.
         let _ = self.unshare.kill();
