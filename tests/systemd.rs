@@ -228,3 +228,36 @@ fn the_unit_files_are_well_formed() {
         assert!(complaints.is_empty(), "{file}: {words}");
     }
 }
+
+#[test]
+fn with_a_keeper_the_main_process_stays() {
+    let Some(systemd) = Systemd::boot() else {
+        return;
+    };
+    let address = free_address();
+    systemd.install_service(address, "WatchdogSec=2s\n");
+    systemd.change_service("serve ", "serve --keep-pid ");
+    systemd.install_socket(address, "http");
+    systemd.run(&["start", "hello.socket", HELLO]);
+    let main = systemd.property(HELLO, "MainPID");
+    let load = Load::calm(address);
+    for generation in 2..=3 {
+        systemd.run(&["reload", HELLO]);
+        load.goes_on();
+        assert_eq!(systemd.property(HELLO, "MainPID"), main);
+        let status = systemd.property(HELLO, "StatusText");
+        assert!(status.starts_with(&format!("generation {generation} serves")), "{status}");
+    }
+    load.finish();
+    assert_eq!(systemd.property(HELLO, "NRestarts"), "0");
+    // The service dies, the keeper with it, and systemd has both sockets: its own, and what it was given to keep.
+    let service = systemd.pidfile();
+    systemd.kill(&service, "KILL");
+    eventually("it was started anew", || {
+        systemd.property(HELLO, "NRestarts") == "1"
+            && systemd.property(HELLO, "ActiveState") == "active"
+    });
+    assert_eq!(Client::connect(address).get("/hello").generation(), 1);
+    systemd.run(&["stop", HELLO]);
+    assert_eq!(systemd.property(HELLO, "Result"), "success");
+}

@@ -237,7 +237,7 @@ impl Keeper {
     /// Buries the dead; says whether there is nobody left to wait for.
     fn reap(&mut self) -> bool {
         let has_children = loop {
-            match rustix::process::waitpid(None, WaitOptions::NOHANG) {
+            match rustix::process::wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => self.service.buried(pid, status),
                 Ok(None) => break true,
                 Err(Errno::INTR) => {}

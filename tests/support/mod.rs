@@ -197,6 +197,16 @@ impl Hello {
             .into_owned()
     }
 
+    /// The process that was started first.
+    pub fn first(&self) -> u32 {
+        self.child.as_ref().expect("a process").id()
+    }
+
+    /// Waits for its end.
+    pub fn wait_for_first(&mut self) -> std::process::ExitStatus {
+        self.child.as_mut().expect("a process").wait().expect("wait")
+    }
+
     /// The pid in the pidfile.
     pub fn pid(&self) -> u32 {
         fs::read_to_string(self.pidfile())

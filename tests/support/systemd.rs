@@ -155,6 +155,17 @@ impl Systemd {
         assert!(output.status.success(), "{}\n{}", text(&output), self.log());
     }
 
+    /// The pid of the process that serves, as the namespace numbers it.
+    pub fn pidfile(&self) -> String {
+        let output = self.inside("cat").arg("/run/hello/hello.pid").output();
+        String::from_utf8_lossy(&output.expect("cat").stdout).trim().to_owned()
+    }
+
+    pub fn kill(&self, pid: &str, signal: &str) {
+        let output = self.inside("kill").args(["-s", signal, pid]).output();
+        assert!(output.expect("kill").status.success(), "kill {pid}");
+    }
+
     /// What `systemd-analyze` finds wrong with a unit.
     pub fn verify(&self, path: &Path) -> String {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
