@@ -60,7 +60,9 @@ fn reload_signals_are_passed_on() {
     let hello = kept().start();
     for (generation, signal) in [(2, Signal::SIGHUP), (3, Signal::SIGUSR2)] {
         hello.signal(hello.first(), signal);
-        eventually("the next generation serves", || hello.generation() == generation);
+        eventually("the next generation serves", || {
+            hello.generation() == generation
+        });
         settles(&hello);
     }
 }
@@ -89,6 +91,7 @@ fn a_stop_is_passed_on_once_and_its_exit_code_comes_back() {
         hello.signal(hello.first(), signal);
         // Told twice, it would be cut.
         assert_eq!(slow.answer().status, 200);
+        drop(slow);
         assert_eq!(hello.wait_for_first().code(), Some(0), "{}", hello.log());
         assert!(hello.processes().is_empty());
     }
@@ -120,13 +123,16 @@ fn ctrl_c_in_a_shell_arrives_once() {
     assert!(verb(&["reload"]).status.success());
     let status: serde_json::Value =
         serde_json::from_slice(&verb(&["status", "--json"]).stdout).expect("JSON");
-    let address = status["listeners"][0]["address"].as_str().expect("an address");
+    let address = status["listeners"][0]["address"]
+        .as_str()
+        .expect("an address");
     let mut slow = Client::connect(address.parse().expect("an address"));
     slow.send(request("/slow?ms=500"));
     slow.until_read();
     // What the terminal does.
     killpg(Pid::from_raw(shell.id().cast_signed()), Signal::SIGINT).expect("killpg");
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     assert_eq!(shell.wait().expect("wait").code(), Some(100));
 }
 
@@ -155,6 +161,7 @@ fn a_service_that_dies_while_its_parent_drains_has_failed() {
     hello.signal(hello.pid(), Signal::SIGKILL);
     // What was under way is finished, and only then is it over.
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     assert_eq!(hello.wait_for_first().code(), Some(1));
 }
 
@@ -169,6 +176,7 @@ fn a_stop_while_the_parent_drains_is_none() {
     hello.begin_reload();
     hello.signal(hello.first(), Signal::SIGTERM);
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     assert_eq!(hello.wait_for_first().code(), Some(0), "{}", hello.log());
 }
 
@@ -180,7 +188,11 @@ fn a_service_that_does_not_start_is_said_with_its_code() {
         .output()
         .expect("serve");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
-    assert!(text(&output).contains("held by process"), "{}", text(&output));
+    assert!(
+        text(&output).contains("held by process"),
+        "{}",
+        text(&output)
+    );
     let output = hello
         .verb(&["serve", "--keep-pid", "--listen", "nonsense"])
         .output()
@@ -205,7 +217,10 @@ fn a_child_whose_parent_crashes_on_probation_is_the_service() {
     let _ = reload.wait();
     settles(&hello);
     assert_ne!(hello.pid(), parent);
-    assert_eq!(Client::connect(hello.address()).get("/hello").generation(), 2);
+    assert_eq!(
+        Client::connect(hello.address()).get("/hello").generation(),
+        2
+    );
     eventually("the keeper passes signals on to it", || {
         hello.signal(hello.first(), Signal::SIGHUP);
         hello.status()["generation"] == 3
@@ -245,7 +260,10 @@ fn strangers_do_not_name_the_service() {
         .find_map(|variable| variable.strip_prefix("NOTIFY_SOCKET="))
         .expect("NOTIFY_SOCKET");
     let mode = fs::metadata(Path::new(socket).parent().expect("a directory")).expect("stat");
-    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777, 0o700);
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o700
+    );
     let stranger = UnixDatagram::unbound().expect("a socket");
     for lie in [
         format!("MAINPID={}", std::process::id()),
@@ -310,7 +328,14 @@ fn pid_1_keeps_without_being_told() {
     let unshare = Command::new("unshare")
         .args(["--pid", "--fork", "--mount-proc", "--kill-child"])
         .arg(env!("CARGO_BIN_EXE_hello"))
-        .args(["serve", "--listen", "127.0.0.1:0", "--probation", "0s", "--pidfile"])
+        .args([
+            "serve",
+            "--listen",
+            "127.0.0.1:0",
+            "--probation",
+            "0s",
+            "--pidfile",
+        ])
         .arg(&pidfile)
         .env("HELLO_ALLOW_WRITABLE_BINARY", "true")
         .stdin(Stdio::null())
@@ -322,7 +347,10 @@ fn pid_1_keeps_without_being_told() {
     let children = format!("/proc/{0}/task/{0}/children", unshare.0.id());
     let mut first = String::new();
     eventually("it has been started", || {
-        first = fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+        first = fs::read_to_string(&children)
+            .unwrap_or_default()
+            .trim()
+            .to_owned();
         !first.is_empty()
     });
     let verb = |args: &[&str]| {

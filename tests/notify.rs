@@ -15,7 +15,10 @@ use support::{
 };
 
 fn of(notes: &[Note], variable: &str) -> Vec<String> {
-    notes.iter().filter_map(|note| note.value(variable)).collect()
+    notes
+        .iter()
+        .filter_map(|note| note.value(variable))
+        .collect()
 }
 
 /// All that was said until `READY=1` is said again.
@@ -107,8 +110,14 @@ fn a_failed_reload_is_ready_again_and_says_why() {
         let said = until_ready(&mut manager);
         assert_eq!(of(&said, "RELOADING"), ["1"], "{said:?}");
         assert_eq!(of(&said, "MAINPID"), Vec::<String>::new());
-        let status = said.last().and_then(|n| n.value("STATUS")).expect("a status");
-        assert!(status.contains("failed while") && status.contains(phase), "{status}");
+        let status = said
+            .last()
+            .and_then(|n| n.value("STATUS"))
+            .expect("a status");
+        assert!(
+            status.contains("failed while") && status.contains(phase),
+            "{status}"
+        );
         assert!(status.starts_with("generation 1 serves "), "{status}");
     }
 }
@@ -147,6 +156,7 @@ fn a_stop_is_said_by_nobody_who_drains() {
     assert_ne!(first, second);
     hello.signal(second, Signal::SIGTERM);
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     eventually("all have ended", || hello.processes().is_empty());
     manager.take();
     let stopping: Vec<_> = manager
@@ -171,6 +181,7 @@ fn the_main_process_outlives_those_that_drain_into_it() {
     let second = hello.pid();
     hello.signal(second, Signal::SIGTERM);
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     eventually("all have ended", || hello.processes().is_empty());
     // It has nothing to do itself, and would not have heard that.
     let log = hello.log();
@@ -268,7 +279,9 @@ fn a_manager_that_does_not_read_keeps_nobody_from_serving() {
     hello.settles();
     assert!(hello.hello(&["stop"]).status.success());
     let log = hello.log();
-    let said = log.lines().filter(|line| line.contains("it has not answered for 2s"));
+    let said = log
+        .lines()
+        .filter(|line| line.contains("it has not answered for 2s"));
     assert!(said.count() > 0, "{log}");
     drop(deaf);
 }
@@ -302,7 +315,10 @@ fn an_orphan_leaves_it_to_the_manager() {
     fs::write(&fifo, "go\n").expect("write");
     let _ = reload.wait();
     eventually("the child has ended", || hello.processes().len() <= 1);
-    assert!(Client::try_connect(hello.address()).is_err(), "somebody serves");
+    assert!(
+        Client::try_connect(hello.address()).is_err(),
+        "somebody serves"
+    );
 }
 
 /// The monotonic clock, in microseconds.

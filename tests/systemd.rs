@@ -32,15 +32,23 @@ fn a_reload_under_load_changes_the_main_process_and_loses_nothing() {
         let pid = systemd.property(HELLO, "MainPID");
         assert!(!pids.contains(&pid), "{pid} again: {pids:?}");
         pids.push(pid);
-        assert_eq!(Client::connect(address).get("/hello").generation(), generation);
+        assert_eq!(
+            Client::connect(address).get("/hello").generation(),
+            generation
+        );
         let status = systemd.property(HELLO, "StatusText");
-        assert!(status.starts_with(&format!("generation {generation} serves")), "{status}");
+        assert!(
+            status.starts_with(&format!("generation {generation} serves")),
+            "{status}"
+        );
     }
     // A reload by hand is none that systemd has asked for: it follows all the same.
     systemd.hello(&["reload"]);
     load.goes_on();
     eventually("systemd knows the new main process", || {
-        systemd.property(HELLO, "StatusText").starts_with("generation 5 serves")
+        systemd
+            .property(HELLO, "StatusText")
+            .starts_with("generation 5 serves")
     });
     assert_eq!(systemd.property(HELLO, "SubState"), "running");
     load.finish();
@@ -106,10 +114,7 @@ fn a_kept_socket_that_is_not_wanted_any_more_does_not_stand_in_the_way() {
     systemd.run(&["start", HELLO]);
     // Another address for `http`, and its old one for another name.
     systemd.install_service(other, "");
-    systemd.change_service(
-        "serve ",
-        &format!("serve --listen again={address} "),
-    );
+    systemd.change_service("serve ", &format!("serve --listen again={address} "));
     let main = systemd.property(HELLO, "MainPID");
     systemd.run(&["kill", "--signal=KILL", "--kill-who=main", HELLO]);
     eventually("it was started anew", || {
@@ -142,10 +147,15 @@ fn a_stop_lets_every_generation_finish() {
     slow_too.until_read();
     systemd.run(&["stop", HELLO]);
     assert_eq!(slow.answer().status, 200);
+    drop(slow);
     assert_eq!(slow_too.answer().status, 200);
+    drop(slow_too);
     assert_eq!(systemd.property(HELLO, "ActiveState"), "inactive");
     assert_eq!(systemd.property(HELLO, "Result"), "success");
-    assert!(Client::try_connect(address).is_err(), "the socket is still there");
+    assert!(
+        Client::try_connect(address).is_err(),
+        "the socket is still there"
+    );
     systemd.run(&["start", HELLO]);
     assert_eq!(Client::connect(address).get("/hello").generation(), 1);
 }
@@ -246,7 +256,10 @@ fn with_a_keeper_the_main_process_stays() {
         load.goes_on();
         assert_eq!(systemd.property(HELLO, "MainPID"), main);
         let status = systemd.property(HELLO, "StatusText");
-        assert!(status.starts_with(&format!("generation {generation} serves")), "{status}");
+        assert!(
+            status.starts_with(&format!("generation {generation} serves")),
+            "{status}"
+        );
     }
     load.finish();
     assert_eq!(systemd.property(HELLO, "NRestarts"), "0");

@@ -196,7 +196,8 @@ impl Matched {
 }
 
 fn is_same(listener: &Listener, fd: &OwnedFd) -> bool {
-    let identity = |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
+    let identity =
+        |fd: std::os::fd::BorrowedFd<'_>| rustix::fs::fstat(fd).map(|s| (s.st_dev, s.st_ino));
     matches!((identity(listener.as_fd()), identity(fd.as_fd())), (Ok(a), Ok(b)) if a == b)
 }
 

@@ -144,11 +144,9 @@ impl Keeper {
     fn start(patience: Duration) -> Result<Self, KeepError> {
         // Blocked from here on, so that none comes too early.
         heeded().thread_block().map_err(failed("block signals"))?;
-        let signals = SignalFd::with_flags(
-            &heeded(),
-            SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
-        )
-        .map_err(failed("wait for signals"))?;
+        let signals =
+            SignalFd::with_flags(&heeded(), SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+                .map_err(failed("wait for signals"))?;
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .map_err(failed("become a subreaper"))?;
         let ears = Ears::open().map_err(failed("listen to its child"))?;
@@ -195,7 +193,11 @@ impl Keeper {
             PollFd::new(&self.signals, PollFlags::IN),
             PollFd::new(&self.ears, PollFlags::IN),
         ];
-        polled.extend(self.service.pidfd().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        polled.extend(
+            self.service
+                .pidfd()
+                .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
         match rustix::event::poll(&mut polled, left.as_ref()) {
             Ok(_) | Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
@@ -206,7 +208,9 @@ impl Keeper {
         while let Some(heard) = self.ears.next() {
             let Heard { from, text, fds } = heard;
             if !self.service.believes(from, &text) {
-                say(format_args!("process {from} is not the service: not heeded: {text:?}"));
+                say(format_args!(
+                    "process {from} is not the service: not heeded: {text:?}"
+                ));
                 continue;
             }
             if self.service.hear(from, &text) {
@@ -228,7 +232,9 @@ impl Keeper {
             // There is nobody to pass it on to.
             _ if self.leaves_at.is_some() => {
                 let ends = !matches!(signal, Signal::SIGHUP | Signal::SIGUSR2);
-                self.leaves_at = self.leaves_at.map(|at| if ends { Instant::now() } else { at });
+                self.leaves_at = self
+                    .leaves_at
+                    .map(|at| if ends { Instant::now() } else { at });
             }
             _ => self.service.signal(signal),
         }
@@ -277,7 +283,9 @@ fn start(program: &Program, ears: &Ears) -> Result<Pid, KeepError> {
     if env::var_os(WATCHDOG_PID_VARIABLE).is_none() && !ears.has_outer() {
         command.env_remove(crate::notify::WATCHDOG_VARIABLE);
     }
-    let child = command.spawn().map_err(|error| program.spawn_error(error))?;
+    let child = command
+        .spawn()
+        .map_err(|error| program.spawn_error(error))?;
     // It is reaped with all others.
     Ok(Pid::from_child(&child))
 }

@@ -28,21 +28,31 @@ pub fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>>
 }
 
 /// Descriptor `number`, which a service manager has opened for this process before it executed the program
-/// (sd_listen_fds(3)), and of which it says that nothing else of this process uses it. CLOEXEC from here on.
+/// (sd_listen_fds(3)). CLOEXEC from here on.
 ///
-/// To be called in the order of the numbers: each one is given out once.
+/// To be called in the order of the numbers: each one is given out once. The manager may lie about what it has opened;
+/// a descriptor that this process has opened itself is known by its CLOEXEC, with which it would not have survived the
+/// execution.
 ///
 /// # Errors
-/// `NotFound` if it is not open, or was given out already.
+/// `NotFound` if it is not open, was opened by this process, or was given out already.
 #[allow(unsafe_code)]
 pub(crate) fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    let is_open = std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
-    if !is_open || TAKEN.fetch_max(number + 1, Ordering::AcqRel) > number {
-        return Err(io::ErrorKind::NotFound.into());
+    let not_found = || io::Error::new(io::ErrorKind::NotFound, "it was not passed");
+    if !was_open_before(number) || TAKEN.fetch_max(number + 1, Ordering::AcqRel) > number {
+        return Err(not_found());
     }
-    // SAFETY: it is open, it was not given out before, and by the rules of socket activation it is this process's to
-    // own: the variables that name it say which process they mean, and the caller has checked that.
+    // SAFETY: it is open, nothing in this process has opened it (all that is opened here is CLOEXEC), and it was not
+    // given out before: nobody else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(number) };
     rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
     Ok(fd)
+}
+
+/// Whether it is open, and was so when the program was executed.
+fn was_open_before(number: RawFd) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & rustix::fs::OFlags::CLOEXEC.bits() == 0)
 }

@@ -123,7 +123,11 @@ impl Manager {
                 ControlMessageOwned::ScmCredentials(c) => from = c.pid().cast_unsigned(),
                 ControlMessageOwned::ScmRights(received) => {
                     // SAFETY: the kernel has just installed them for this process.
-                    fds.extend(received.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    fds.extend(
+                        received
+                            .into_iter()
+                            .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                    );
                 }
                 _ => {}
             }

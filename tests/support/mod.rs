@@ -204,7 +204,11 @@ impl Hello {
 
     /// Waits for its end.
     pub fn wait_for_first(&mut self) -> std::process::ExitStatus {
-        self.child.as_mut().expect("a process").wait().expect("wait")
+        self.child
+            .as_mut()
+            .expect("a process")
+            .wait()
+            .expect("wait")
     }
 
     /// The pid in the pidfile.

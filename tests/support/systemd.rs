@@ -73,9 +73,15 @@ impl Systemd {
             .tempdir()
             .expect("tempdir");
         // Seen by users that systemd makes up.
-        fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))
-            .expect("chmod");
-        copy_program(Path::new(env!("CARGO_BIN_EXE_hello")), &dir.path().join("hello"));
+        fs::set_permissions(
+            dir.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .expect("chmod");
+        copy_program(
+            Path::new(env!("CARGO_BIN_EXE_hello")),
+            &dir.path().join("hello"),
+        );
         fs::create_dir(dir.path().join("units")).expect("mkdir");
         for target in TARGETS {
             let unit = format!("[Unit]\nDescription={target}\nDefaultDependencies=no\n");
@@ -87,9 +93,19 @@ impl Systemd {
         fs::create_dir(&cgroup).expect("a cgroup");
         let log = fs::File::create(dir.path().join("log")).expect("log");
         let unshare = Command::new("/bin/sh")
-            .args(["-c", "echo $$ >\"$1/cgroup.procs\"; shift; exec \"$@\"", "sh"])
+            .args([
+                "-c",
+                "echo $$ >\"$1/cgroup.procs\"; shift; exec \"$@\"",
+                "sh",
+            ])
             .arg(&cgroup)
-            .args(["unshare", "--fork", "--kill-child", "-pmCiu", "--mount-proc"])
+            .args([
+                "unshare",
+                "--fork",
+                "--kill-child",
+                "-pmCiu",
+                "--mount-proc",
+            ])
             .args(["/bin/sh", "-c", BOOT, "sh"])
             .arg(dir.path())
             .stdin(Stdio::null())
@@ -133,13 +149,21 @@ impl Systemd {
     }
 
     pub fn systemctl(&self, args: &[&str]) -> Output {
-        self.inside("systemctl").args(args).output().expect("systemctl")
+        self.inside("systemctl")
+            .args(args)
+            .output()
+            .expect("systemctl")
     }
 
     /// `systemctl`, which must succeed.
     pub fn run(&self, args: &[&str]) {
         let output = self.systemctl(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", text(&output), self.log());
+        assert!(
+            output.status.success(),
+            "{args:?}: {}\n{}",
+            text(&output),
+            self.log()
+        );
     }
 
     pub fn property(&self, unit: &str, name: &str) -> String {
@@ -150,7 +174,9 @@ impl Systemd {
     /// A verb of `hello`, which must succeed.
     pub fn hello(&self, args: &[&str]) {
         let mut command = self.inside(&format!("{INSIDE}/hello"));
-        command.args(args).args(["--pidfile", "/run/hello/hello.pid"]);
+        command
+            .args(args)
+            .args(["--pidfile", "/run/hello/hello.pid"]);
         let output = command.output().expect("hello");
         assert!(output.status.success(), "{}\n{}", text(&output), self.log());
     }
@@ -158,7 +184,9 @@ impl Systemd {
     /// The pid of the process that serves, as the namespace numbers it.
     pub fn pidfile(&self) -> String {
         let output = self.inside("cat").arg("/run/hello/hello.pid").output();
-        String::from_utf8_lossy(&output.expect("cat").stdout).trim().to_owned()
+        String::from_utf8_lossy(&output.expect("cat").stdout)
+            .trim()
+            .to_owned()
     }
 
     pub fn kill(&self, pid: &str, signal: &str) {
@@ -168,7 +196,11 @@ impl Systemd {
 
     /// What `systemd-analyze` finds wrong with a unit.
     pub fn verify(&self, path: &Path) -> String {
-        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         let mut command = self.inside("systemd-analyze");
         command
             .env("SYSTEMD_UNIT_PATH", format!("{INSIDE}/units"))
@@ -221,7 +253,10 @@ impl Systemd {
         let unit = fs::read_to_string(deploy("hello.socket")).expect("the unit");
         let unit = unit
             .replace("127.0.0.1:8321", &address.to_string())
-            .replace("FileDescriptorName=http", &format!("FileDescriptorName={name}"));
+            .replace(
+                "FileDescriptorName=http",
+                &format!("FileDescriptorName={name}"),
+            );
         fs::write(self.unit_path("hello.socket"), unit).expect("write");
         self.run(&["daemon-reload"]);
     }
@@ -230,9 +265,8 @@ impl Systemd {
     pub fn break_program(&self) {
         let path = |name| self.dir.path().join(name);
         fs::rename(path("hello"), path("hello.good")).expect("rename");
-        let script = format!(
-            "#!/bin/sh\n[ \"$1\" = serve ] || exec {INSIDE}/hello.good \"$@\"\nexit 7\n"
-        );
+        let script =
+            format!("#!/bin/sh\n[ \"$1\" = serve ] || exec {INSIDE}/hello.good \"$@\"\nexit 7\n");
         write_program(&path("hello.new"), script.as_bytes());
         fs::rename(path("hello.new"), path("hello")).expect("rename");
     }
@@ -279,7 +313,9 @@ fn cgroup2() -> Option<PathBuf> {
 
 /// A file of `deploy/`.
 pub fn deploy(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../deploy")
+        .join(name)
 }
 
 /// A port that nobody has now.

@@ -21,7 +21,10 @@ use rustix::{
 use super::say;
 use crate::{
     listeners::MAX_UNIX_PATH,
-    notify::{SOCKET_VARIABLE, socket::{self, Note}},
+    notify::{
+        SOCKET_VARIABLE,
+        socket::{self, Note},
+    },
     wire::MAX_FDS,
 };
 
@@ -170,7 +173,12 @@ fn private_directory() -> io::Result<PathBuf> {
 
 fn datagram() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?)
+    Ok(rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::DGRAM,
+        flags,
+        None,
+    )?)
 }
 
 fn outer() -> Option<OwnedFd> {

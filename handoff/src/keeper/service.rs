@@ -1,6 +1,9 @@
 //! Which process is the service, and how it ended.
 
-use std::{fs, io, os::fd::{AsFd, BorrowedFd, OwnedFd}};
+use std::{
+    fs, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use nix::sys::signal::Signal;
 use rustix::process::{Pid, WaitStatus};
@@ -92,7 +95,9 @@ impl Service {
             Ok(named) => *self = named,
             Err(error) => {
                 // It has died meanwhile: so has the service.
-                say(format_args!("process {pid}, which is to be the service, cannot be watched: {error}"));
+                say(format_args!(
+                    "process {pid}, which is to be the service, cannot be watched: {error}"
+                ));
                 self.pid = pid;
                 self.pidfd = None;
                 self.status = None;
@@ -119,7 +124,9 @@ impl Service {
 }
 
 fn main_pid(text: &str) -> Option<Pid> {
-    let pid = text.lines().find_map(|line| line.strip_prefix("MAINPID="))?;
+    let pid = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MAINPID="))?;
     pid.parse().ok().and_then(Pid::from_raw)
 }
 

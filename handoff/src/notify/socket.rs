@@ -227,18 +227,14 @@ pub(crate) fn address(name: &std::ffi::OsStr) -> Result<SocketAddrUnix, String> 
         Some((b'/', _)) => SocketAddrUnix::new(bytes),
         _ => return Err("it is neither a path nor an abstract name (`@…`)".to_owned()),
     };
-    address.map_err(|_| {
-        "it is longer than the address of a Unix socket may be (107 bytes)".to_owned()
-    })
+    address
+        .map_err(|_| "it is longer than the address of a Unix socket may be (107 bytes)".to_owned())
 }
 
 /// Sends one datagram, or `EAGAIN`.
 pub(crate) fn transmit(socket: BorrowedFd<'_>, note: &Note) -> Result<(), Errno> {
     let fds: Vec<BorrowedFd<'_>> = note.fds.iter().map(AsFd::as_fd).collect();
-    let mut space = vec![
-        MaybeUninit::uninit();
-        SendAncillaryMessage::ScmRights(&fds).size()
-    ];
+    let mut space = vec![MaybeUninit::uninit(); SendAncillaryMessage::ScmRights(&fds).size()];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::NOBUFS);

@@ -23,7 +23,9 @@ fn start(program: &Program, extra: &[(&str, &str)]) -> (Spawned, OwnedFd, io::Pi
     let (reader, writer) = io::pipe().expect("pipe");
     let own = |(name, value): &(&str, &str)| (name.into(), value.into());
     let extra: Vec<_> = extra.iter().map(own).collect();
-    let spawned = program.spawn(theirs, writer.into(), &extra, &[]).expect("spawn");
+    let spawned = program
+        .spawn(theirs, writer.into(), &extra, &[])
+        .expect("spawn");
     (spawned, ours, reader)
 }
 
