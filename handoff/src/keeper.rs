@@ -95,7 +95,7 @@ pub(crate) fn is_meant(pid: &OsStr) -> bool {
 /// The keeper, if it is what started this process.
 fn parent_keeper() -> Option<u32> {
     let keeper = number(&env::var_os(KEEPER_VARIABLE)?)?;
-    let parent = rustix::process::getppid().map(|pid| pid.as_raw_pid());
+    let parent = rustix::process::getppid().map(Pid::as_raw_pid);
     (parent == i32::try_from(keeper).ok()).then_some(keeper)
 }
 
