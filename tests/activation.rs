@@ -65,6 +65,7 @@ fn what_was_in_the_queue_before_the_start_is_answered() {
         assert_eq!(early.answer().status, 200);
         assert!(verb(dir.path(), &["reload"]).status.success());
         assert_eq!(early.get("/hello").generation(), 2);
+        drop(early);
         // The variables mean the first process alone.
         let pid = fs::read_to_string(dir.path().join("hello.pid")).expect("pidfile");
         let environment = fs::read(format!("/proc/{}/environ", pid.trim())).expect("environ");

@@ -4,6 +4,7 @@ mod support;
 
 use std::{
     fs,
+    io::Write,
     os::unix::net::UnixDatagram,
     os::unix::process::{CommandExt, ExitStatusExt},
     path::Path,
@@ -236,18 +237,19 @@ fn a_child_whose_parent_crashes_on_probation_is_the_service() {
 fn a_child_whose_parent_crashes_before_is_not() {
     let mut hello = kept().start();
     let parent = hello.pid();
-    hello.replace_binary_by_script("sleep 1000");
+    let gate = hello.replace_binary_by_gate();
     let mut reload = hello
         .verb(&["reload"])
         .stderr(Stdio::null())
         .spawn()
         .expect("reload");
-    eventually("it has been started", || hello.processes().len() == 3);
+    let mut gate = gate.reached();
     hello.signal(parent, Signal::SIGKILL);
     let _ = reload.wait();
-    // It is not waited for: it is no generation that has ever served.
-    hello.signal(hello.first(), Signal::SIGTERM);
+    gate.write_all(b"go\n").expect("write");
+    // It leaves it to whoever watches the keeper.
     assert_eq!(hello.wait_for_first().code(), Some(137), "{}", hello.log());
+    assert!(hello.processes().is_empty());
 }
 
 #[test]

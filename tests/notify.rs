@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, os::unix::net::UnixDatagram};
+use std::{io::Write, os::unix::net::UnixDatagram};
 
 use nix::sys::signal::Signal;
 use support::{
@@ -157,6 +157,7 @@ fn a_stop_is_said_by_nobody_who_drains() {
     hello.signal(second, Signal::SIGTERM);
     assert_eq!(slow.answer().status, 200);
     drop(slow);
+    manager.until(|note| note.from == first && note.says("BARRIER=1"));
     eventually("all have ended", || hello.processes().is_empty());
     manager.take();
     let stopping: Vec<_> = manager
@@ -170,10 +171,10 @@ fn a_stop_is_said_by_nobody_who_drains() {
 
 #[test]
 fn the_main_process_outlives_those_that_drain_into_it() {
-    let manager = Manager::new();
+    let mut manager = Manager::new();
     let hello = manager.start(Hello::with());
     let mut slow = Client::connect(hello.address());
-    slow.send(support::client::request("/slow?ms=1500"));
+    slow.send(support::client::request("/slow?ms=700"));
     eventually("the request is under way", || {
         hello.status()["application"]["connections"] == 1
     });
@@ -182,6 +183,7 @@ fn the_main_process_outlives_those_that_drain_into_it() {
     hello.signal(second, Signal::SIGTERM);
     assert_eq!(slow.answer().status, 200);
     drop(slow);
+    manager.until(|note| note.says("BARRIER=1"));
     eventually("all have ended", || hello.processes().is_empty());
     // It has nothing to do itself, and would not have heard that.
     let log = hello.log();
@@ -220,10 +222,11 @@ fn a_watchdog_that_watches_another_process_hears_nothing() {
         .env("WATCHDOG_PID", &std::process::id().to_string());
     let hello = manager.start(start);
     // Its child must not take the interval for its own, now that the pid is gone from the environment.
-    hello.reload();
-    hello.settles();
-    hello.reload();
-    hello.settles();
+    for _ in 0..2 {
+        hello.reload();
+        manager.until(|note| note.says("BARRIER=1"));
+        hello.settles();
+    }
     manager.take();
     assert!(!manager.heard().iter().any(|note| note.says("WATCHDOG=1")));
 }
@@ -300,21 +303,14 @@ fn an_orphan_leaves_it_to_the_manager() {
     let mut manager = Manager::new();
     let hello = manager.start(Hello::with());
     let parent = hello.pid();
-    // The child waits for its turn in the script, beyond its parent's death.
-    let fifo = hello.dir().join("go");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
-    hello.replace_binary_by_script(&format!(
-        "read go < {}; exec {} \"$@\"",
-        fifo.display(),
-        env!("CARGO_BIN_EXE_hello")
-    ));
+    let gate = hello.replace_binary_by_gate();
     let mut reload = hello.verb(&["reload"]).spawn().expect("reload");
     manager.until(|note| note.says("RELOADING=1"));
-    eventually("the child waits", || hello.processes().len() == 2);
+    let mut gate = gate.reached();
     hello.signal(parent, Signal::SIGKILL);
-    fs::write(&fifo, "go\n").expect("write");
+    gate.write_all(b"go\n").expect("write");
     let _ = reload.wait();
-    eventually("the child has ended", || hello.processes().len() <= 1);
+    eventually("the child has ended", || hello.processes().is_empty());
     assert!(
         Client::try_connect(hello.address()).is_err(),
         "somebody serves"

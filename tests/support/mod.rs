@@ -304,6 +304,18 @@ impl Hello {
         nix::sys::signal::kill(pid, signal).expect("kill");
     }
 
+    /// What the next reload starts waits until it is let go ([`Gate::reached`]), and serves then.
+    pub fn replace_binary_by_gate(&self) -> Gate {
+        let path = self.dir().join("gate");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        self.replace_binary_by_script(&format!(
+            "read go < {}; exec {} \"$@\"",
+            path.display(),
+            env!("CARGO_BIN_EXE_hello")
+        ));
+        Gate(path)
+    }
+
     /// Puts a shell script where the binary was: what the next reload starts.
     pub fn replace_binary_by_script(&self, script: &str) {
         self.replace_binary(format!("#!/bin/sh\n{script}\n").as_bytes());
@@ -380,6 +392,27 @@ impl Drop for Hello {
         if std::thread::panicking() {
             eprintln!("--- log of the server\n{}", self.log());
         }
+    }
+}
+
+/// Where a child waits.
+pub struct Gate(PathBuf);
+
+impl Gate {
+    /// Waits until somebody waits there; who does not pass before this is written to.
+    pub fn reached(&self) -> fs::File {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut gate = None;
+        eventually("a child waits", || {
+            // Without a reader it cannot be opened so (fifo(7)).
+            let opened = fs::File::options()
+                .write(true)
+                .custom_flags(nix::libc::O_NONBLOCK)
+                .open(&self.0);
+            gate = opened.ok();
+            gate.is_some()
+        });
+        gate.expect("a gate")
     }
 }
 

@@ -236,7 +236,7 @@ impl Systemd {
                 "\n[Install]",
                 &format!(
                     "StandardOutput=inherit\nStandardError=append:{INSIDE}/service.log\n\
-                     Environment=HELLO_ALLOW_WRITABLE_BINARY=true\n{more}\n[Install]"
+                     Environment=HELLO_ALLOW_WRITABLE_BINARY=true HELLO_PROBATION=100ms\n{more}\n[Install]"
                 ),
             );
         fs::write(self.unit_path("hello.service"), unit).expect("write");
