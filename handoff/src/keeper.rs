@@ -36,7 +36,7 @@ use rustix::{
 
 use crate::{
     activation,
-    notify::{SOCKET_VARIABLE, WATCHDOG_PID_VARIABLE},
+    notify::SOCKET_VARIABLE,
     process::{self, Program, ResolveError, SpawnError},
 };
 
@@ -231,10 +231,9 @@ impl Keeper {
             Signal::SIGHUP | Signal::SIGUSR2 if !self.service.is_ready() => self.held.push(signal),
             // There is nobody to pass it on to.
             _ if self.leaves_at.is_some() => {
-                let ends = !matches!(signal, Signal::SIGHUP | Signal::SIGUSR2);
-                self.leaves_at = self
-                    .leaves_at
-                    .map(|at| if ends { Instant::now() } else { at });
+                if !matches!(signal, Signal::SIGHUP | Signal::SIGUSR2) {
+                    self.leaves_at = Some(Instant::now());
+                }
             }
             _ => self.service.signal(signal),
         }
@@ -280,9 +279,6 @@ fn start(program: &Program, ears: &Ears) -> Result<Pid, KeepError> {
         .stdin(Stdio::inherit())
         // So that a terminal's Ctrl-C reaches it once, by way of us.
         .process_group(0);
-    if env::var_os(WATCHDOG_PID_VARIABLE).is_none() && !ears.has_outer() {
-        command.env_remove(crate::notify::WATCHDOG_VARIABLE);
-    }
     let child = command
         .spawn()
         .map_err(|error| program.spawn_error(error))?;

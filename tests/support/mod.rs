@@ -117,6 +117,10 @@ impl Start {
             .arg(dir.path().join("hello.pid"))
             .args(["--probation", &self.probation])
             .args(&self.args)
+            // Whoever runs the tests may be a service himself.
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("WATCHDOG_USEC")
+            .env_remove("WATCHDOG_PID")
             .envs(self.env.iter().map(|(n, v)| (n, v)))
             .current_dir(dir.path())
             .stdin(Stdio::null())

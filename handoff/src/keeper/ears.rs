@@ -70,10 +70,6 @@ impl Ears {
         &self.name
     }
 
-    pub(super) fn has_outer(&self) -> bool {
-        self.outer.is_some()
-    }
-
     /// What was said next, if anything. A barrier falls here.
     pub(super) fn next(&self) -> Option<Heard> {
         loop {
