@@ -355,4 +355,27 @@ fn a_blank_line_after_a_request_holds_no_stop_up() {
         }
         hello.is_gone();
     }
+
+/// A service manager tells every process, each once; and one of them tells the others.
+#[test]
+fn a_stop_that_reaches_every_generation_is_one_for_each() {
+    let hello = Hello::start();
+    let parent = hello.pid();
+    let mut slow = Client::connect(hello.address());
+    slow.send(request("/slow?ms=700"));
+    eventually("the request is under way", || {
+        hello.status()["application"]["connections"] == 1
+    });
+    hello.begin_reload();
+    hello.signal(hello.pid(), Signal::SIGTERM);
+    eventually("the parent has heard of it", || {
+        let log = hello.log();
+        let mut lines = log.lines().filter(|line| line.contains(" stopping "));
+        lines.any(|line| line.starts_with(&parent.to_string()))
+    });
+    hello.signal(parent, Signal::SIGTERM);
+    let answer = slow.answer();
+    assert_eq!(answer.status, 200);
+    drop(slow);
+    assert_gone(&hello);
 }

@@ -55,6 +55,8 @@ type Starting = JoinHandle<Started>;
 #[derive(Debug)]
 struct Ending {
     deadline: Instant,
+    /// An operator has told this process, and not only one that tells the others.
+    was_told: bool,
 }
 
 /// See the module.
@@ -612,11 +614,18 @@ impl Succession {
                 }
                 (_, None) => self.latched = true,
             },
-            signals::Request::Stop(_) if self.ending.is_some() => {
-                tracing::warn!("a second request to stop: stopping at once");
-                self.cut();
-            }
-            signals::Request::Stop(name) => self.stop(name),
+            signals::Request::Stop(name) => match &mut self.ending {
+                None => self.stop(name),
+                Some(ending) if ending.was_told => {
+                    tracing::warn!("a second request to stop: stopping at once");
+                    self.cut();
+                }
+                // A service manager tells every process. This one has heard of it from another.
+                Some(ending) => {
+                    tracing::info!("{name}: stopping already");
+                    ending.was_told = true;
+                }
+            },
             signals::Request::Quit => {
                 self.stop("SIGQUIT");
                 self.cut();
@@ -785,6 +794,9 @@ impl Succession {
             self.downstream_effects(effects);
         }
         self.begin_stop(&reason);
+        if let Some(ending) = &mut self.ending {
+            ending.was_told = true;
+        }
     }
 
     /// Says it to every generation that drains into this one.
@@ -817,6 +829,7 @@ impl Succession {
             .stopping(reason, drain_timeout + CUT_GRACE);
         self.ending = Some(Ending {
             deadline: Instant::now() + drain_timeout,
+            was_told: false,
         });
         if *self.shared.phase.borrow() == Phase::Starting {
             self.result.get_or_insert(Err(reason.to_owned()));
