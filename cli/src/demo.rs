@@ -110,7 +110,8 @@ impl Demo {
             Route::Hello => text(HELLO),
             Route::Slow => {
                 let ms = query.number("ms", 1_000, MAX_PAUSE_MS)?;
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+                // In boxes, so that a connection that never asks for it has no room for it.
+                Box::pin(tokio::time::sleep(Duration::from_millis(ms))).await;
                 text(format!("slow {ms}\n"))
             }
             Route::Stream => {
@@ -122,7 +123,7 @@ impl Demo {
                     hits.add(1);
                 })));
             }
-            Route::Upload => upload(request.into_body()).await?,
+            Route::Upload => Box::pin(upload(request.into_body())).await?,
             // Its messages are counted, not the handshake.
             Route::WebSocket => return self.websocket(&mut request),
             // Never complete.

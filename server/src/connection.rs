@@ -300,7 +300,8 @@ async fn serve_awake<S: Answer>(
         match step {
             Step::Ordered => {}
             Step::Busy(request) => busy(&request),
-            Step::Ended => return Left::Ended(life.end(orders, busy).await),
+            // In a box: `life` would be held twice by every connection, for the moment of its end.
+            Step::Ended => return Left::Ended(Box::pin(life.end(orders, busy)).await),
             Step::GiveUp => return Left::Ended(life.give_up()),
             Step::Close => {
                 if let Some(goodbye) = life.close() {
