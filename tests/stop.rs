@@ -355,6 +355,7 @@ fn a_blank_line_after_a_request_holds_no_stop_up() {
         }
         hello.is_gone();
     }
+}
 
 /// A service manager tells every process, each once; and one of them tells the others.
 #[test]
