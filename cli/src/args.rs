@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
 
+use crate::config::Config;
 use crate::duration::{parse, parse_nonzero};
 use crate::exit;
 use crate::listen::Listen;
 use crate::locate::Which;
+use crate::parse::Chosen;
 
 /// An HTTP server that is replaced by its next build while it serves, and no client notices
 ///
@@ -49,7 +51,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Run the server, in the foreground
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Replace the running server by what is on disk now
     Reload(Reload),
     /// Take the last reload back while it is on probation: the old process serves again
@@ -87,6 +89,20 @@ pub(crate) struct Serve {
 
     #[command(flatten)]
     pub(crate) which: Which,
+
+    /// Read the configuration, say what would be served, and exit: 0 if it is well, 1 if not
+    ///
+    /// Nothing is bound, and a server that runs is not asked.
+    #[arg(long)]
+    pub(crate) check: bool,
+
+    /// The configuration file, as it was read.
+    #[arg(skip)]
+    pub(crate) file: Option<Config>,
+
+    /// All options, as they came to be.
+    #[arg(skip)]
+    pub(crate) options: Vec<Chosen>,
 
     /// How long a child may take until it is ready to serve; after that the reload has failed
     #[arg(
@@ -232,6 +248,7 @@ Examples:
   hello serve --listen 0.0.0.0:80 --listen admin=127.0.0.1:8322
   hello serve --listen unix:/run/hello.sock --pidfile /run/hello.pid
   hello serve --log-format json 2>>hello.log
+  hello serve --config hello.toml --check
   kill -USR2 $(cat hello.pid)            reload without the `hello` command
 
 Durations are written 500ms, 10s, 1m30s.
@@ -396,7 +413,7 @@ mod tests {
     fn serve(args: &[&str]) -> Result<Serve, clap::Error> {
         let words = ["hello", "serve"].iter().chain(args);
         match Args::try_parse_from(words)?.verb {
-            Verb::Serve(serve) => Ok(serve),
+            Verb::Serve(serve) => Ok(*serve),
             other => panic!("{other:?}"),
         }
     }

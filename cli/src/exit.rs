@@ -66,6 +66,8 @@ pub(crate) fn usage(error: &clap::Error) -> Result<Exit, Failure> {
     // It knows whether that goes to stdout or stderr, and the colours. A closed one is no news.
     let _ = error.print();
     Ok(if error.use_stderr() {
+        // A build that does not have an option of the running one's.
+        handoff::refuse(error.to_string().trim_end());
         Exit::Usage
     } else {
         Exit::Done

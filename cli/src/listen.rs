@@ -36,7 +36,7 @@ impl FromStr for Listen {
     }
 }
 
-fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |b: u8| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'.' | b'-');
     !name.is_empty() && name.bytes().all(allowed)
 }

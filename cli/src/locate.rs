@@ -1,4 +1,4 @@
-//! Which server is meant: by its pidfile, given or found.
+//! Which server is meant: by its pidfile, given, in its configuration file, or found.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,6 +24,18 @@ pub(crate) struct Which {
         hide_env_values = true
     )]
     pidfile: Option<PathBuf>,
+
+    /// The server's configuration file, TOML (see docs/operations.md)
+    ///
+    /// Any option of `serve` may stand in it, by its long name; listeners are a table. Command line and environment
+    /// take precedence. A reload reads it anew. The other verbs look into it only for the pidfile's path.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "HELLO_CONFIG",
+        hide_env_values = true
+    )]
+    pub(crate) config: Option<PathBuf>,
 }
 
 impl Which {
@@ -38,9 +50,10 @@ impl Which {
     pub(crate) fn find(&self) -> Result<Running, Failure> {
         pidfile::find(&self.paths()?).map_err(|error| match error {
             FindError::NotRunning { .. } => {
-                let command = match &self.pidfile {
-                    Some(path) => format!("hello serve --pidfile {}", path.display()),
-                    None => "hello serve".to_owned(),
+                let command = match (&self.config, &self.pidfile) {
+                    (Some(path), _) => format!("hello serve --config {}", path.display()),
+                    (None, Some(path)) => format!("hello serve --pidfile {}", path.display()),
+                    (None, None) => "hello serve".to_owned(),
                 };
                 Exit::NotRunning.because(anyhow!("{error}; start one with `{command}`"))
             }

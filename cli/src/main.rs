@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod check;
+mod config;
 mod decide;
 mod demo;
 mod duration;
@@ -15,6 +17,7 @@ mod listen;
 mod locate;
 mod log;
 mod output;
+mod parse;
 mod progress;
 mod reload;
 mod render;
@@ -24,27 +27,29 @@ mod stop;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Args, Verb};
+use crate::args::Verb;
 use crate::decide::Decision;
 use crate::exit::{Exit, Failure};
 
 fn main() -> ExitCode {
     let exit = run().unwrap_or_else(|Failure { exit, error }| {
         output::note(format_args!("hello: {error:#}"));
+        // Whoever asked for the reload learns it, too; once the server has started, it has said so itself.
+        handoff::refuse(&format!("{error:#}"));
         exit
     });
     exit.into()
 }
 
 fn run() -> Result<Exit, Failure> {
-    let args = match Args::try_parse() {
+    let args = match parse::command_line() {
         Ok(args) => args,
-        Err(error) => return exit::usage(&error),
+        Err(parse::Problem::Usage(error)) => return exit::usage(&error),
+        Err(parse::Problem::Config(error)) => return Err(error.into()),
     };
     match args.verb {
-        Verb::Serve(args) => serve::run(args),
+        Verb::Serve(args) if args.check => check::run(&args),
+        Verb::Serve(args) => serve::run(*args),
         Verb::Reload(args) => reload::run(&args),
         Verb::Rollback(args) => decide::run(&args, Decision::Rollback),
         Verb::Confirm(args) => decide::run(&args, Decision::Confirm),

@@ -126,9 +126,27 @@ fn moved_as(connections: &ConnectionCounts) -> String {
 }
 
 fn changed_listeners(changes: &ListenerChanges) -> String {
-    let ListenerChanges { added, removed, .. } = changes;
+    let ListenerChanges {
+        kept,
+        added,
+        removed,
+        changed,
+    } = changes;
     let mut text = String::new();
-    for (names, what) in [(added, "added"), (removed, "removed")] {
+    if added.is_empty() && removed.is_empty() {
+        return text;
+    }
+    // A changed one is among the other two.
+    let only = |names: &[String]| -> Vec<String> {
+        let names = names.iter().filter(|name| !changed.contains(name));
+        names.cloned().collect()
+    };
+    for (names, what) in [
+        (kept.clone(), "kept"),
+        (only(added), "added"),
+        (only(removed), "removed"),
+        (changed.clone(), "changed"),
+    ] {
         if !names.is_empty() {
             let _ = write!(text, "\n  listeners {what}: {}", names.join(", "));
         }

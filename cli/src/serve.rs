@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
+use handoff::listeners::{self, Spec};
 use handoff::state::Counter;
 use hello_server::{Limits, RequestBody, Server};
 use http::Request;
@@ -13,6 +14,7 @@ use http::Request;
 use crate::args::{Orphan, Serve};
 use crate::demo::{Demo, GREETING, Numbered};
 use crate::exit::{Exit, Failure};
+use crate::parse::Source;
 use crate::{listen, log};
 
 /// How long work that cannot be cancelled may delay the exit.
@@ -26,8 +28,7 @@ pub(crate) fn run(args: Serve) -> Result<Exit, Failure> {
     if let Some(code) = handoff::keeper::keep(args.keep_pid, patience).context("--keep-pid")? {
         return Ok(Exit::Kept(code));
     }
-    let listeners =
-        listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error))?;
+    let listeners = listeners(&args)?;
     let pidfile = args.which.paths()?.pidfile;
     let _log = log::start(args.log_format, &args.log_filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -42,11 +43,23 @@ pub(crate) fn run(args: Serve) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-async fn serve(
-    args: Serve,
-    pidfile: PathBuf,
-    listeners: Vec<handoff::listeners::Spec>,
-) -> anyhow::Result<()> {
+/// What to listen on: the command line's word, or the environment's, or the file's, or the default.
+pub(crate) fn listeners(args: &Serve) -> Result<Vec<Spec>, Failure> {
+    let of_the_file = args.file.as_ref().filter(|_| {
+        let listen = args.options.iter().find(|option| option.name == "listen");
+        listen.is_none_or(|listen| listen.source == Source::Default)
+    });
+    let specs = of_the_file.map(|file| file.specs(args.backlog));
+    match (of_the_file, specs.filter(|specs| !specs.is_empty())) {
+        (Some(file), Some(specs)) => {
+            listeners::check(&specs).map_err(|error| file.listener_error(&error))?;
+            Ok(specs)
+        }
+        _ => listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error)),
+    }
+}
+
+async fn serve(args: Serve, pidfile: PathBuf, listeners: Vec<Spec>) -> anyhow::Result<()> {
     let mut limits = Limits::default();
     limits.connections = args.max_connections as usize;
     limits.header_timeout = args.header_timeout;

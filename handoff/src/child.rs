@@ -809,12 +809,8 @@ impl ChildDriver {
             kept,
             added,
             removed,
-        } = self.prepared.clone();
-        let listeners = ListenerChanges {
-            kept,
-            added,
-            removed,
-        };
+        } = &self.prepared;
+        let listeners = ListenerChanges::new(kept, added, removed);
         let outcome = Outcome::Confirmed {
             from: offer.parent,
             to,

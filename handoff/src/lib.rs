@@ -51,6 +51,7 @@ pub mod pidfile;
 pub mod process;
 mod protocol;
 mod rarely;
+mod refusal;
 #[doc(hidden)]
 pub mod registered;
 mod serving;
@@ -66,6 +67,7 @@ pub use acceptor::{Accepted, Acceptor, Stream};
 pub use builder::{Builder, Orphan, StartError, Starting};
 pub use connections::{Connection, MAX_CONNECTION_BYTES};
 pub use live::ConnectionGuard;
+pub use refusal::refuse;
 pub use serving::Serving;
 pub use shared::{Adopted, NotMoved, Phase, Report};
 

@@ -333,6 +333,22 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    /// The name of the listener that it is about, if it is about one.
+    #[must_use]
+    pub fn listener(&self) -> Option<&str> {
+        match self {
+            Self::Name { name } | Self::Duplicate { name } => Some(name),
+            Self::TooMany { .. } => None,
+            Self::Invalid { target, .. }
+            | Self::Overlap { target, .. }
+            | Self::Beside { target, .. }
+            | Self::InUse { target, .. }
+            | Self::Io { target, .. } => Some(&target.name),
+        }
+    }
+}
+
 /// What kind of socket a listener is. New kinds are appended: it is part of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
@@ -688,6 +704,24 @@ pub struct Reconciled {
     pub removed: Vec<Listener>,
 }
 
+/// Looks at a configuration by itself, and binds nothing: names, number, addresses, and whether two want the same. What else
+/// may stand in the way of a bind is found by binding.
+///
+/// # Errors
+/// The first [`BindError`].
+pub fn check(specs: &[Spec]) -> Result<(), BindError> {
+    checked(specs).map(drop)
+}
+
+fn checked(specs: &[Spec]) -> Result<Vec<Spec>, BindError> {
+    let specs = specs
+        .iter()
+        .map(Spec::checked)
+        .collect::<Result<Vec<_>, _>>()?;
+    check_specs(&specs)?;
+    Ok(specs)
+}
+
 /// Matches the configuration with what was inherited, by name, and binds the rest.
 ///
 /// A kept listener whose backlog has grown gets the larger one now; a smaller one waits for
@@ -697,11 +731,7 @@ pub struct Reconciled {
 /// The first [`BindError`]. All checks come before the first bind; what was bound is closed
 /// and its path removed; inherited sockets are as they were.
 pub fn reconcile(specs: &[Spec], mut inherited: Vec<Listener>) -> Result<Reconciled, BindError> {
-    let specs = specs
-        .iter()
-        .map(Spec::checked)
-        .collect::<Result<Vec<_>, _>>()?;
-    check_specs(&specs)?;
+    let specs = checked(specs)?;
     let is_kept = |spec: &Spec, old: &Listener| old.name == spec.name && old.satisfies(spec);
     for spec in &specs {
         if !inherited.iter().any(|old| is_kept(spec, old)) {

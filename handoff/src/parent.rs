@@ -794,11 +794,7 @@ impl ParentDriver {
             connections = shared.live.connections(),
             "the new generation serves; draining"
         );
-        let listeners = ListenerChanges {
-            kept: self.prepared.kept.clone(),
-            added: self.prepared.added.clone(),
-            removed: self.prepared.removed.clone(),
-        };
+        let listeners = self.listener_changes();
         let serving_us = self.serving_us;
         shared.news.reloaded(
             self.reload,
@@ -809,6 +805,15 @@ impl ParentDriver {
                 listeners,
             },
         );
+    }
+
+    fn listener_changes(&self) -> ListenerChanges {
+        let Prepared {
+            kept,
+            added,
+            removed,
+        } = &self.prepared;
+        ListenerChanges::new(kept, added, removed)
     }
 
     fn drain_alone(&mut self, child_is_dead: bool) {

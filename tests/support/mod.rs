@@ -53,9 +53,17 @@ pub struct Start {
     ulimit: Option<String>,
     user: Option<u32>,
     probation: String,
+    config: Option<String>,
 }
 
 impl Start {
+    /// It is told nothing but where its configuration is, `hello.toml` in its directory, with this text: to be relative
+    /// to that, the pidfile should be `hello.pid`.
+    pub fn config(mut self, text: &str) -> Self {
+        self.config = Some(text.to_owned());
+        self
+    }
+
     /// Its children are on probation so long; a test that says nothing wants no time lost.
     pub fn probation(mut self, time: &str) -> Self {
         self.probation = time.to_owned();
@@ -112,10 +120,20 @@ impl Start {
             std::os::unix::fs::chown(dir.path(), Some(user), Some(user)).expect("chown");
             command.uid(user).gid(user);
         }
+        command.arg("serve");
+        match &self.config {
+            Some(text) => {
+                fs::write(dir.path().join("hello.toml"), text).expect("hello.toml");
+                command.args(["--config", "hello.toml"]);
+            }
+            None => {
+                command
+                    .args(["--listen", "127.0.0.1:0", "--pidfile"])
+                    .arg(dir.path().join("hello.pid"))
+                    .args(["--probation", &self.probation]);
+            }
+        }
         let child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--pidfile"])
-            .arg(dir.path().join("hello.pid"))
-            .args(["--probation", &self.probation])
             .args(&self.args)
             // Whoever runs the tests may be a service himself.
             .env_remove("NOTIFY_SOCKET")
@@ -135,10 +153,11 @@ impl Start {
         };
         hello.wait_until_serving();
         let status = hello.status();
-        let address = status["listeners"][0]["address"]
-            .as_str()
+        let listeners = status["listeners"].as_array().expect("listeners");
+        let mut addresses = listeners.iter().filter_map(|l| l["address"].as_str());
+        hello.address = addresses
+            .find_map(|address| address.parse().ok())
             .expect("an address");
-        hello.address = address.parse().expect("an address");
         hello
     }
 }
@@ -153,6 +172,7 @@ impl Hello {
             ulimit: None,
             user: None,
             probation: "0s".to_owned(),
+            config: None,
         }
     }
 
@@ -193,6 +213,19 @@ impl Hello {
 
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Writes its configuration anew: for the next reload.
+    pub fn configure(&self, text: &str) {
+        fs::write(self.dir.path().join("hello.toml"), text).expect("hello.toml");
+    }
+
+    /// Where the listener of this name is, by the word of `status`.
+    pub fn listener(&self, name: &str) -> Option<String> {
+        let status = self.status();
+        let listeners = status["listeners"].as_array()?.iter();
+        let mut named = listeners.filter(|listener| listener["name"] == name);
+        Some(named.next()?["address"].as_str()?.to_owned())
     }
 
     /// What all generations wrote to stderr.

@@ -54,15 +54,18 @@ fn what_became_of_connections_is_counted_and_the_cut_are_named() {
     }));
     report.outcome = confirmed(ListenerChanges {
         kept: vec!["http".to_owned()],
-        added: vec!["admin".to_owned(), "metrics".to_owned()],
-        removed: vec!["old".to_owned()],
+        added: vec!["admin".to_owned(), "moved".to_owned(), "metrics".to_owned()],
+        removed: vec!["moved".to_owned(), "old".to_owned()],
+        changed: vec!["moved".to_owned()],
     });
     assert_eq!(
         reloaded(&report, Parent::NotAwaited).unwrap(),
         "generation 3 → 4, pid 811 → 857: serving after 4.1 ms, parent drained after 12 ms \
          (40 connections moved (31 idle, 8 after an answer, 1 upgraded), 2 drained, 3 cut)\n  \
+         listeners kept: http\n  \
          listeners added: admin, metrics\n  \
          listeners removed: old\n  \
+         listeners changed: moved\n  \
          cut: 127.0.0.1:4711 POST /upload\n  \
          cut: 2 more"
     );

@@ -58,6 +58,21 @@ pub struct ListenerChanges {
     pub added: Vec<String>,
     /// Not served by the new generation.
     pub removed: Vec<String>,
+    /// Those of `added` whose name the old generation has on another address: the old socket is under `removed`.
+    #[serde(default)]
+    pub changed: Vec<String>,
+}
+
+impl ListenerChanges {
+    pub(crate) fn new(kept: &[String], added: &[String], removed: &[String]) -> Self {
+        let changed = added.iter().filter(|name| removed.contains(name));
+        Self {
+            kept: kept.to_vec(),
+            changed: changed.cloned().collect(),
+            added: added.to_vec(),
+            removed: removed.to_vec(),
+        }
+    }
 }
 
 /// What became of the connections of a generation that left.
