@@ -291,6 +291,13 @@ pub(crate) struct Reload {
     #[command(flatten)]
     pub(crate) which: Which,
 
+    /// Start the new version until it is ready, send it away, and say what would change
+    ///
+    /// The running process is not touched: it serves on whatever comes. The new version does all that it does before a
+    /// reload is decided: it reads its configuration, binds what is new, restores the state, and answers its --probe.
+    #[arg(long, conflicts_with = "no_wait")]
+    pub(crate) dry_run: bool,
+
     /// Return as soon as the new generation serves; do not wait for the old one's end
     #[arg(long)]
     pub(crate) no_wait: bool,
@@ -307,11 +314,12 @@ pub(crate) struct Reload {
 const RELOAD_HELP: &str = "\
 Examples:
   hello reload
+  hello reload --dry-run                 would it work? Nothing changes
   hello reload --no-wait                 do not wait for requests under way in the old process
   hello reload --json | jq .event        for a deploy script
 
 Exit codes:
-  0  the new generation serves
+  0  the new generation serves; --dry-run: it would have
   1  failed, or refused: the old generation serves on
   2  the command line is not understood
   3  no server is running

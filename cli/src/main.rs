@@ -11,6 +11,7 @@ mod check;
 mod config;
 mod decide;
 mod demo;
+mod dry_run;
 mod duration;
 mod exit;
 mod listen;
@@ -50,6 +51,7 @@ fn run() -> Result<Exit, Failure> {
     match args.verb {
         Verb::Serve(args) if args.check => check::run(&args),
         Verb::Serve(args) => serve::run(*args),
+        Verb::Reload(args) if args.dry_run => dry_run::run(&args),
         Verb::Reload(args) => reload::run(&args),
         Verb::Rollback(args) => decide::run(&args, Decision::Rollback),
         Verb::Confirm(args) => decide::run(&args, Decision::Confirm),

@@ -91,7 +91,7 @@ async fn follow(
     control::reload(socket, waits, on_event).await
 }
 
-async fn redraw(progress: &RefCell<Progress<std::io::Stderr>>) {
+pub(crate) async fn redraw(progress: &RefCell<Progress<std::io::Stderr>>) {
     let mut tick = tokio::time::interval(TICK);
     loop {
         tick.tick().await;
@@ -120,7 +120,7 @@ fn unfinished(args: &Reload, error: ClientError) -> Failure {
 }
 
 /// Who serves on, by its own word, and in which phase it is.
-async fn survivor(socket: &Path) -> Option<(Generation, String)> {
+pub(crate) async fn survivor(socket: &Path) -> Option<(Generation, String)> {
     let status = control::status(socket, ANSWER_PATIENCE).await.ok()?;
     Some((status.process, status.phase))
 }

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use handoff::control::message::{ConnectionCounts, Generation, LastReload, ListenerChanges};
+use handoff::control::message::{
+    Builds, ConnectionCounts, Generation, LastReload, ListenerChanges,
+};
 use handoff::control::{Drained, Outcome, ReloadReport, Status};
 use serde_json::Value;
 
@@ -154,6 +156,36 @@ fn changed_listeners(changes: &ListenerChanges) -> String {
     text
 }
 
+/// A dry run that went well: what it took, and what would change.
+pub(crate) fn rehearsed(
+    reload: u64,
+    ready_us: u64,
+    build: &Builds,
+    listeners: &ListenerChanges,
+) -> String {
+    let mut text = format!(
+        "dry run {reload}: ready after {}, nothing was changed",
+        micros(ready_us)
+    );
+    if build.from == build.to {
+        let _ = write!(text, "\n  build stays: {}", build.to);
+    } else {
+        let _ = write!(text, "\n  build changes: {} → {}", build.from, build.to);
+    }
+    match changed_listeners(listeners) {
+        none if none.is_empty() => {
+            let _ = write!(text, "\n  listeners kept: {}", listeners.kept.join(", "));
+        }
+        changed => text.push_str(&changed),
+    }
+    text
+}
+
+/// The first line of one that did not.
+pub(crate) fn rehearsal_failed(reload: u64, phase: &str, reason: &str) -> String {
+    format!("dry run {reload} failed {}: {reason}", at(phase))
+}
+
 /// A failed reload's first line.
 pub(crate) fn failed(reload: u64, phase: &str, reason: &str) -> String {
     format!("reload {reload} failed {}: {reason}", at(phase))
@@ -228,7 +260,8 @@ pub(crate) fn status(status: &Status) -> String {
     if let Some(reload) = &status.reload {
         let elapsed = Duration::from_millis(reload.elapsed_ms);
         let under_way = progress(reload.reload, &reload.phase, reload.pid, elapsed);
-        let _ = write!(text, "\nunder way\n  {under_way}");
+        let note = if reload.dry_run { " (a dry run)" } else { "" };
+        let _ = write!(text, "\nunder way\n  {under_way}{note}");
     }
     if let Some(last) = &status.last_reload {
         let _ = write!(text, "\nlast reload\n  {}", last_reload(last));

@@ -1,11 +1,11 @@
 //! The control socket: how a person, a script or a deploy tool speaks to a running server.
 //!
-//! Both ends are here, so that any program on this crate can have the verbs `status`, `reload`, `confirm`,
+//! Both ends are here, so that any program on this crate can have the verbs `status`, `reload`, `dry-run`, `confirm`,
 //! `rollback`, `stop` and `events`, and neither end knows how a reload works:
 //!
 //! - [`bind()`] makes the socket, [`Server`] turns what clients say into [`Incoming`] requests, and a
 //!   [`Reply`] carries [`Event`]s back;
-//! - [`Client`] speaks one request; [`reload`], [`confirm`], [`rollback`], [`stop`] and [`status`] are whole conversations,
+//! - [`Client`] speaks one request; [`reload`], [`dry_run`], [`confirm`], [`rollback`], [`stop`] and [`status`] are whole conversations,
 //!   which outlive the process that they began with.
 //!
 //! The format is one JSON object a line: see [`message`].
@@ -35,8 +35,10 @@ mod tests;
 
 pub use bind::{BindError, bind};
 pub use client::{Client, ClientError, ConnectError};
-pub use conversation::{Drained, ReloadReport, Waits, confirm, reload, rollback, status, stop};
-pub use message::{Event, Outcome, Request, Status};
+pub use conversation::{
+    Drained, DryRunReport, ReloadReport, Waits, confirm, dry_run, reload, rollback, status, stop,
+};
+pub use message::{DryRun, Event, Outcome, Request, Status};
 pub use outbox::Reply;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use server::read_line;

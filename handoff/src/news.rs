@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::control::{
     Event, Outcome, Reply,
-    message::{ConnectionCounts, LastReload},
+    message::{ConnectionCounts, DryRun, LastReload},
 };
 
 #[derive(Debug, Default)]
@@ -116,6 +116,7 @@ impl News {
             Event::Phase { reload, .. }
             | Event::Stderr { reload, .. }
             | Event::Reloaded { reload, .. }
+            | Event::DryRun { reload, .. }
             | Event::Drained { reload, .. } => Some(*reload),
             _ => None,
         };
@@ -134,6 +135,11 @@ impl News {
             drained: None,
         });
         self.tell(&Event::Reloaded { reload, outcome });
+    }
+
+    /// Tells how a dry run ended. It is no reload: the last one is still the last.
+    pub(crate) fn dry_run(&self, reload: u64, outcome: DryRun) {
+        self.tell(&Event::DryRun { reload, outcome });
     }
 
     /// Remembers what became of the parent's connections, and tells.

@@ -22,7 +22,7 @@ use crate::{
     channel::{self, Received},
     control::{
         Event as News, Outcome,
-        message::{Generation, ListenerChanges},
+        message::{Builds, DryRun, Generation, ListenerChanges},
     },
     failpoint::Side,
     intake::Intake,
@@ -67,6 +67,15 @@ enum Inner {
     Snapshot(Result<(Manifest, OwnedFd), String>),
 }
 
+/// A reload that begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Begin {
+    pub(crate) reload: u64,
+    pub(crate) started: Instant,
+    /// It is to end once the child is ready.
+    pub(crate) dry_run: bool,
+}
+
 /// See the module.
 pub(crate) struct ParentDriver {
     shared: Arc<Shared>,
@@ -80,11 +89,13 @@ pub(crate) struct ParentDriver {
     capture: Option<Capture>,
     reload: u64,
     started: Instant,
+    /// What the child says that it is.
+    build: String,
     inbox: mpsc::UnboundedReceiver<Inner>,
     inbox_tx: mpsc::UnboundedSender<Inner>,
     prepared: Prepared,
     snapshot: Option<(Manifest, OwnedFd)>,
-    /// `Accepting` was heard this long after the start.
+    /// `Accepting`, or the `Ready` of a dry run, was heard this long after the start.
     serving_us: u64,
     asked: u64,
     /// How many connections the child was told of last.
@@ -141,8 +152,11 @@ impl ParentDriver {
 
     pub(crate) fn new(
         shared: Arc<Shared>,
-        reload: u64,
-        started: Instant,
+        Begin {
+            reload,
+            started,
+            dry_run,
+        }: Begin,
         (child, channel, capture): (Spawned, OwnedFd, Capture),
         pass: mpsc::UnboundedReceiver<PassRequest>,
     ) -> Result<Self, (String, mpsc::UnboundedReceiver<PassRequest>)> {
@@ -154,7 +168,11 @@ impl ParentDriver {
             Ok(link) => link,
             Err(e) => return Err((format!("cannot watch the child: {e}"), pass)),
         };
-        let (machine, actions) = Parent::new(!shared.settings.probation.is_zero());
+        let (machine, actions) = if dry_run {
+            Parent::dry_run()
+        } else {
+            Parent::new(!shared.settings.probation.is_zero())
+        };
         let (inbox_tx, inbox) = mpsc::unbounded_channel();
         let successor = Generation {
             generation: shared.identity().generation + 1,
@@ -172,6 +190,7 @@ impl ParentDriver {
             capture: Some(capture),
             reload,
             started,
+            build: String::new(),
             inbox,
             inbox_tx,
             prepared: Prepared::default(),
@@ -204,6 +223,10 @@ impl ParentDriver {
 
     pub(crate) fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.machine.is_dry_run()
     }
 
     /// Whether the child is final, so that this process only drains.
@@ -393,6 +416,7 @@ impl ParentDriver {
                         hello.oldest, hello.newest, VERSIONS.start(), VERSIONS.end(),
                     )
                 });
+                self.build = hello.build;
                 return Some(Event::Hello(version));
             }
             Message::Refuse(reason) => return Some(Event::Refused(reason)),
@@ -606,7 +630,14 @@ impl ParentDriver {
                 self.shared.publish_or_log();
                 self.shared.call(Turn::Revoked);
             }
-            Action::SendAbort(reason) => return self.say(&Message::Abort(reason), vec![]),
+            Action::SendAbort(reason) => {
+                if *self.machine.state() == State::Discarding {
+                    self.serving_us = crate::micros(self.started.elapsed());
+                    // That it goes, and why, is no news.
+                    self.capture = None;
+                }
+                return self.say(&Message::Abort(reason), vec![]);
+            }
             Action::SendStop(reason) => return self.say(&Message::Stop(reason), vec![]),
             Action::Kill => {
                 if let Err(error) = self.child.kill() {
@@ -617,6 +648,7 @@ impl ParentDriver {
                 self.failing = Some(failure);
                 self.failed();
             }
+            Action::Discarded => self.discarded(),
             Action::StopSelf(reason) => {
                 if self.transfer.is_none() {
                     self.tell_failed("stopping", &reason);
@@ -881,17 +913,18 @@ impl ParentDriver {
         if undo >= Undo::Ownership {
             self.shared.publish_or_log();
         }
-        self.shared.forget_pidfile();
-        self.shared.forget_pidfile_of(self.pid());
+        self.forget_traces();
         if undo >= Undo::Retired {
             self.shared.call(Turn::Revoked);
         }
         if let Some(mut intake) = self.intake.take() {
             intake.give_all(&self.shared);
         }
-        self.shared
-            .notify
-            .reload_failed(self.reload, phase, &reason);
+        if !self.machine.is_dry_run() {
+            self.shared
+                .notify
+                .reload_failed(self.reload, phase, &reason);
+        }
         self.tell_failed(phase, &reason);
         self.failing = None;
         tracing::error!(
@@ -899,18 +932,62 @@ impl ParentDriver {
             child = self.pid(),
             phase,
             reason,
+            dry_run = self.machine.is_dry_run(),
             "reload failed; this generation serves on"
         );
     }
 
     fn tell_failed(&mut self, phase: &str, reason: &str) {
         let captured = self.capture.take().map(Capture::finish);
+        let stderr = captured.map(|captured| captured.lines).unwrap_or_default();
+        let (phase, reason) = (phase.to_owned(), reason.to_owned());
+        if self.machine.is_dry_run() {
+            let outcome = DryRun::Failed {
+                phase,
+                reason,
+                stderr,
+            };
+            return self.shared.news.dry_run(self.reload, outcome);
+        }
         let outcome = Outcome::Failed {
-            phase: phase.to_owned(),
-            reason: reason.to_owned(),
-            stderr: captured.map(|captured| captured.lines).unwrap_or_default(),
+            phase,
+            reason,
+            stderr,
         };
         self.shared.news.reloaded(self.reload, outcome);
+    }
+
+    /// What a child leaves behind that has not become the service.
+    fn forget_traces(&self) {
+        self.shared.forget_pidfile();
+        self.shared.forget_pidfile_of(self.pid());
+        // It may have raised a backlog: see `listeners::reconcile`.
+        for listener in self.shared.listeners() {
+            if let Err(error) = listener.settle() {
+                tracing::warn!(listener = listener.name(), %error, "cannot set the backlog");
+            }
+        }
+    }
+
+    /// The end of a dry run that has succeeded.
+    fn discarded(&mut self) {
+        self.forget_traces();
+        tracing::info!(
+            reload = self.reload,
+            child = self.pid(),
+            build = self.build,
+            ready_us = self.serving_us,
+            "dry run: the child was ready, and has gone"
+        );
+        let outcome = DryRun::Ready {
+            ready_us: self.serving_us,
+            build: Builds {
+                from: self.shared.settings.build.clone(),
+                to: self.build.clone(),
+            },
+            listeners: self.listener_changes(),
+        };
+        self.shared.news.dry_run(self.reload, outcome);
     }
 
     fn ended(&mut self) -> Effect {

@@ -20,9 +20,9 @@ use crate::{
     child::{self, ChildDriver},
     control::{
         Event as News, Incoming, Outcome, Reply, Request,
-        message::{DrainingStatus, ListenerStatus, ProbationStatus, ReloadStatus, Status},
+        message::{DrainingStatus, DryRun, ListenerStatus, ProbationStatus, ReloadStatus, Status},
     },
-    parent::{self, ParentDriver},
+    parent::{self, Begin, ParentDriver},
     process::Signal,
     protocol::{CUT_GRACE, child::Event as ChildEvent, parent::Event as ParentEvent},
     shared::{NotMoved, PassRequest, Phase, Receivers, Report, Shared, Turn},
@@ -70,7 +70,7 @@ pub(crate) struct Succession {
     /// Older generations that drain into this one, by channels that came from the parent.
     elders: Vec<ChildDriver>,
     downstream: Option<ParentDriver>,
-    starting: Option<(u64, Instant, Starting)>,
+    starting: Option<(Begin, Starting)>,
     /// A reload was asked for by a signal while it could not be: it follows.
     latched: bool,
     ending: Option<Ending>,
@@ -441,10 +441,12 @@ impl Succession {
         if self.ending.is_some() {
             return Some("the service is stopping".to_owned());
         }
-        if let Some((reload, since, _)) = &self.starting {
+        if let Some((begin, _)) = &self.starting {
             return Some(format!(
-                "reload {reload}: the child is being started, {}",
-                seconds(since.elapsed())
+                "{} {}: the child is being started, {}",
+                word(begin.dry_run),
+                begin.reload,
+                seconds(begin.started.elapsed())
             ));
         }
         if let Some(down) = &self.downstream {
@@ -455,7 +457,8 @@ impl Succession {
                 ));
             }
             return Some(format!(
-                "reload {reload}: child {pid} is {}, {}",
+                "{} {reload}: child {pid} is {}, {}",
+                word(down.is_dry_run()),
                 down.phase(),
                 seconds(down.elapsed())
             ));
@@ -476,18 +479,30 @@ impl Succession {
         self.upstream.as_ref().and_then(ChildDriver::blocks_reload)
     }
 
-    fn begin_reload(&mut self, why: &str) -> u64 {
+    fn begin_reload(&mut self, why: &str) {
+        self.begin(why, false);
+    }
+
+    fn begin(&mut self, why: &str, dry_run: bool) {
         let reload = self.shared.reload.fetch_add(1, Ordering::AcqRel) + 1;
         let started = Instant::now();
+        let begin = Begin {
+            reload,
+            started,
+            dry_run,
+        };
         tracing::info!(
             reload,
             why,
+            dry_run,
             generation = self.shared.identity().generation,
             "reload: starting"
         );
         let settings = &self.shared.settings;
         let at_most = settings.ready_timeout + settings.probation + 2 * settings.drain_timeout;
-        self.shared.notify.reloading(reload, at_most);
+        if !dry_run {
+            self.shared.notify.reloading(reload, at_most);
+        }
         self.shared.news.tell(&News::Phase {
             reload,
             phase: "starting".to_owned(),
@@ -504,11 +519,9 @@ impl Succession {
                 tokio::task::spawn_blocking(move || ParentDriver::spawn(&shared, reload, &runtime))
             };
             match (spawn.await, pass) {
-                (Ok(Ok(parts)), Some(pass)) => {
-                    ParentDriver::new(shared, reload, started, parts, pass)
-                        .map(Box::new)
-                        .map_err(|(reason, pass)| (reason, Some(pass)))
-                }
+                (Ok(Ok(parts)), Some(pass)) => ParentDriver::new(shared, begin, parts, pass)
+                    .map(Box::new)
+                    .map_err(|(reason, pass)| (reason, Some(pass))),
                 (Ok(Err(reason)), pass) => Err((reason, pass)),
                 (Err(panic), pass) => Err((format!("starting the child failed: {panic}"), pass)),
                 (_, None) => Err((
@@ -517,14 +530,14 @@ impl Succession {
                 )),
             }
         });
-        self.starting = Some((reload, started, task));
-        reload
+        self.starting = Some((begin, task));
     }
 
     fn started(&mut self, result: Started) {
-        let Some((reload, ..)) = self.starting.take() else {
+        let Some((begin, _)) = self.starting.take() else {
             return;
         };
+        let reload = begin.reload;
         match result {
             Ok(driver) => {
                 self.downstream = Some(*driver);
@@ -542,16 +555,30 @@ impl Succession {
             Err((reason, pass)) => {
                 self.pass = pass;
                 self.shared.forget_pidfile();
-                tracing::error!(reload, reason, "reload failed; this generation serves on");
-                self.shared
-                    .notify
-                    .reload_failed(reload, "starting", &reason);
-                let outcome = Outcome::Failed {
-                    phase: "starting".to_owned(),
+                let dry_run = begin.dry_run;
+                tracing::error!(
+                    reload,
                     reason,
-                    stderr: vec![],
-                };
-                self.shared.news.reloaded(reload, outcome);
+                    dry_run,
+                    "reload failed; this generation serves on"
+                );
+                let (phase, stderr) = ("starting".to_owned(), vec![]);
+                if dry_run {
+                    let outcome = DryRun::Failed {
+                        phase,
+                        reason,
+                        stderr,
+                    };
+                    self.shared.news.dry_run(reload, outcome);
+                } else {
+                    self.shared.notify.reload_failed(reload, &phase, &reason);
+                    let outcome = Outcome::Failed {
+                        phase,
+                        reason,
+                        stderr,
+                    };
+                    self.shared.news.reloaded(reload, outcome);
+                }
                 self.reload_if_latched();
             }
         }
@@ -649,6 +676,16 @@ impl Succession {
                     self.begin_reload("control socket");
                 }
             },
+            Request::DryRun => match self.busy() {
+                Some(reason) => {
+                    reply.send(&News::Refused { reason });
+                }
+                None => {
+                    let next = self.shared.reload.load(Ordering::Acquire) + 1;
+                    self.shared.news.watch(next, reply);
+                    self.begin("control socket", true);
+                }
+            },
             Request::Outcome { reload } => self.outcome(reload, reply),
             Request::Confirm => self.decide(Decision::Confirm, reply),
             Request::Rollback => self.decide(Decision::Rollback, reply),
@@ -709,7 +746,7 @@ impl Succession {
         let under_way = self
             .starting
             .as_ref()
-            .map(|(id, ..)| *id)
+            .map(|(begin, _)| begin.reload)
             .or(self.downstream.as_ref().map(ParentDriver::reload));
         // This process's own reload, while it is on probation: its end is not known yet.
         let own = self
@@ -735,17 +772,19 @@ impl Succession {
         let shared = &self.shared;
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let reload = match (&self.starting, &self.downstream) {
-            (Some((reload, since, _)), _) => Some(ReloadStatus {
-                reload: *reload,
+            (Some((begin, _)), _) => Some(ReloadStatus {
+                reload: begin.reload,
                 phase: "starting".to_owned(),
                 pid: None,
-                elapsed_ms: millis(since.elapsed()),
+                elapsed_ms: millis(begin.started.elapsed()),
+                dry_run: begin.dry_run,
             }),
             (None, Some(down)) => Some(ReloadStatus {
                 reload: down.reload(),
                 phase: down.phase().to_owned(),
                 pid: Some(down.pid()),
                 elapsed_ms: millis(down.elapsed()),
+                dry_run: down.is_dry_run(),
             }),
             (None, None) => None,
         };
@@ -913,12 +952,15 @@ impl Succession {
     fn end_child(&mut self) {
         if let Some(down) = self.downstream.take_if(|down| !down.is_confirmed()) {
             self.last_child = Some(down.pid());
-            let outcome = Outcome::Failed {
-                phase: down.phase().to_owned(),
-                reason: "the service was stopped, and the child did not end in time".to_owned(),
-                stderr: vec![],
-            };
-            self.shared.news.reloaded(down.reload(), outcome);
+            // Of a dry run, the end of the socket is the news.
+            if !down.is_dry_run() {
+                let outcome = Outcome::Failed {
+                    phase: down.phase().to_owned(),
+                    reason: "the service was stopped, and the child did not end in time".to_owned(),
+                    stderr: vec![],
+                };
+                self.shared.news.reloaded(down.reload(), outcome);
+            }
             // Killed and reaped by its drop.
         }
     }
@@ -940,6 +982,10 @@ impl Succession {
             _ => self.shared.retract(self.last_child),
         }
     }
+}
+
+fn word(dry_run: bool) -> &'static str {
+    if dry_run { "dry run" } else { "reload" }
 }
 
 fn seconds(elapsed: Duration) -> String {
@@ -1011,7 +1057,7 @@ async fn next_of_child(downstream: &mut Option<ParentDriver>) -> ParentEvent {
     }
 }
 
-async fn started(starting: &mut Option<(u64, Instant, Starting)>) -> Started {
+async fn started(starting: &mut Option<(Begin, Starting)>) -> Started {
     match starting {
         Some((.., task)) => match task.await {
             Ok(result) => result,

@@ -223,6 +223,22 @@ fn the_old_generation_is_retired_before_the_new_one_is_committed() {
 }
 
 #[test]
+fn a_dry_run_calls_none_of_the_running_generation_and_none_of_the_other() {
+    let service = Service::start("");
+    under_traffic(&service, |goes_on| {
+        for _ in 0..3 {
+            service.dry_run();
+            goes_on();
+        }
+    });
+    expect(&service, &["1 committed"]);
+    under_traffic(&service, |_| {
+        service.reload();
+    });
+    expect(&service, &["1 committed", "1 retired", "2 committed"]);
+}
+
+#[test]
 fn a_reload_waits_for_retired() {
     let service = Service::start("retire slowly\n");
     under_traffic(&service, |_| {

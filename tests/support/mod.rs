@@ -26,7 +26,7 @@ pub mod at_rest;
 pub mod cells;
 pub mod client;
 pub mod crowd;
-mod diag;
+pub mod diag;
 pub mod generations;
 pub mod load;
 pub mod manager;

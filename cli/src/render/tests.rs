@@ -189,6 +189,7 @@ fn a_status_tells_all_that_goes_on() {
             phase: "booting".to_owned(),
             pid: Some(900),
             elapsed_ms: 3_200,
+            dry_run: false,
         }),
         last_reload: Some(LastReload {
             reload: 7,

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::client::RETRY_PAUSE;
 use super::message::{ConnectionCounts, Generation};
-use super::{Client, ClientError, Event, Outcome, Request, Status};
+use super::{Client, ClientError, DryRun, Event, Outcome, Request, Status};
 
 /// How long a socket without any process behind it is tried again. A successor holds the same
 /// listener since before the commit, so that this does not happen in a reload: whoever held it is dead.
@@ -156,6 +156,38 @@ pub async fn rollback(path: &Path, patience: Duration) -> Result<ReloadReport, C
         drained: None,
     };
     pursue(path, Request::Rollback, waits, |_| {}).await
+}
+
+/// How a dry run ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DryRunReport {
+    /// Its id.
+    pub reload: u64,
+    /// Whether a reload would have come as far as it can come without a decision.
+    pub outcome: DryRun,
+}
+
+/// Asks for a dry run and follows it to its end: a child is started and sent away once it is ready, and nothing of the
+/// running process changes. `on_event` is given all that is said on the way, the end included.
+///
+/// # Errors
+///
+/// See [`ClientError`]. [`ClientError::Refused`]: another reload is under way. [`ClientError::Invalid`]: the server is of a
+/// version that knows no dry runs, and has done nothing. [`ClientError::Gone`]: it went away meanwhile.
+pub async fn dry_run(
+    path: &Path,
+    patience: Duration,
+    mut on_event: impl FnMut(&Event),
+) -> Result<DryRunReport, ClientError> {
+    // Not `reload` with a field, which an older server would not know: it would reload.
+    let answer = ask(path, &Request::DryRun, |event| {
+        on_event(&event);
+        match event {
+            Event::DryRun { reload, outcome } => Some(DryRunReport { reload, outcome }),
+            _ => None,
+        }
+    });
+    within(patience, "the dry run's outcome", answer).await
 }
 
 async fn pursue(

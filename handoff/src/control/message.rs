@@ -19,6 +19,9 @@ pub enum Request {
     /// Start a child and let it take over. Progress events, then [`Event::Reloaded`] and, if it was
     /// confirmed, [`Event::Drained`]; or [`Event::Refused`].
     Reload,
+    /// Start a child as for a reload, and send it away once it is ready. Progress events, then [`Event::DryRun`]; or
+    /// [`Event::Refused`].
+    DryRun,
     /// What became of a reload, asked of whoever owns the socket now: by a client whose server
     /// went away before it could say.
     ///
@@ -119,6 +122,40 @@ pub enum Outcome {
     },
 }
 
+/// How a dry run ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum DryRun {
+    /// The child was ready to serve: a reload would have come so far, too. It has gone.
+    Ready {
+        /// From the request to the child's `Ready`, in microseconds.
+        ready_us: u64,
+        /// What the two say that they are.
+        build: Builds,
+        /// What the reload would have done to the listeners.
+        listeners: ListenerChanges,
+    },
+    /// The reload would have failed. The child has gone.
+    Failed {
+        /// The phase in which it failed: see [`Event::Phase`].
+        phase: String,
+        /// Why, in words.
+        reason: String,
+        /// The last lines that the child wrote to stderr, oldest first.
+        stderr: Vec<String>,
+    },
+}
+
+/// The builds of a parent and its child, as the application calls them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Builds {
+    /// The parent's.
+    pub from: String,
+    /// The child's.
+    pub to: String,
+}
+
 /// What the server answers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
@@ -127,7 +164,7 @@ pub enum Event {
     /// Answer to [`Request::Status`].
     Status(Box<Status>),
     /// A reload entered a phase: `starting`, `joining`, `booting`, `restoring`,
-    /// `committing`, `probation`, `draining`.
+    /// `committing`, `probation`, `draining`; or, of a dry run, `discarding`.
     Phase {
         /// The reload's id: unique in the succession, ascending.
         reload: u64,
@@ -155,6 +192,14 @@ pub enum Event {
         /// How.
         #[serde(flatten)]
         outcome: Outcome,
+    },
+    /// A dry run ended.
+    DryRun {
+        /// Its id: it has one as a reload has.
+        reload: u64,
+        /// How.
+        #[serde(flatten)]
+        outcome: DryRun,
     },
     /// The parent has finished what it had begun, and exits.
     Drained {
@@ -194,6 +239,7 @@ impl Event {
         match self {
             Self::Status(_)
             | Self::Drained { .. }
+            | Self::DryRun { .. }
             | Self::Refused { .. }
             | Self::Invalid { .. } => true,
             Self::Reloaded { outcome, .. } => matches!(outcome, Outcome::Failed { .. }),
@@ -265,6 +311,9 @@ pub struct ReloadStatus {
     pub pid: Option<u32>,
     /// Since it was asked for, in milliseconds.
     pub elapsed_ms: u64,
+    /// Whether it is to end once the child is ready.
+    #[serde(default)]
+    pub dry_run: bool,
 }
 
 /// The last reload, in [`Status`].

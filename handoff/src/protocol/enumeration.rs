@@ -28,7 +28,7 @@ use self::{
 };
 use super::{child, parent};
 
-/// The machines have so many states and actions, and a walk has met every one.
+/// The machines have so many states and actions, those of a dry run not counted, and a walk has met every one.
 const PARENT_STATES: usize = 13;
 const PARENT_ACTIONS: usize = 25;
 const CHILD_STATES: usize = 11;
@@ -100,6 +100,29 @@ fn where_only_the_parent_is_killed_the_child_serves() {
         // Excused: before the offer nobody else has anything to serve with.
         assert!(walk.ends[1] > 5 && walk.ends[3] > 0 && walk.ends[0] + walk.ends[2] == 0);
     }
+}
+
+/// Unless the parent dies, or is stopped, it serves in the end as if nothing had been.
+#[test]
+fn a_dry_run() {
+    let mut met = Met::default();
+    for (faults, promote) in [(0, true), (1, true), (1, false), (2, true)] {
+        let mut config = Config::new(false, promote, faults);
+        config.dry_run = true;
+        let walk = met.walk(&config);
+        let [parent_serves, child_serves, stopped, excused] = walk.ends;
+        assert!(parent_serves > 0);
+        if faults == 0 {
+            assert_eq!(child_serves + stopped + excused, 0);
+        }
+    }
+    let discarding = std::mem::discriminant(&parent::State::Discarding);
+    assert!(met.parent_states.contains(&discarding));
+    assert!(
+        !met.parent_states
+            .contains(&std::mem::discriminant(&parent::State::Retiring))
+    );
+    assert!(met.states >= 13_000, "{} states", met.states);
 }
 
 #[test]

@@ -7,6 +7,9 @@
 
 use super::Timer;
 
+/// What the child of a dry run is told.
+const DISCARDED: &str = "this was a dry run: the child was ready, and is not needed";
+
 /// Where the reload is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum State {
@@ -30,6 +33,8 @@ pub(crate) enum State {
     Revoking(Failure),
     /// The child was killed or told to go; its death is awaited.
     Dying(Failure),
+    /// A dry run has come to its end: the child was ready, and has been told to go. Its death is awaited.
+    Discarding,
     /// The child is final; the parent finishes what it has begun. `false`: it has died.
     Draining { child_lives: bool },
     /// The same. The child has died, but its end of the channel lives on, with a generation that came
@@ -149,6 +154,8 @@ pub(crate) enum Action {
     Kill,
     /// Undo, then tell whoever watches that the old generation serves on.
     Failed(Failure),
+    /// A dry run has succeeded, and nothing is left of the child.
+    Discarded,
     /// Stop this process: the child heard it first.
     StopSelf(String),
     Start(Timer),
@@ -163,6 +170,8 @@ pub(crate) struct Parent {
     state: State,
     /// Whether the child is watched for a while before it is final.
     probation: bool,
+    /// Whether the child is sent away once it is ready. It does not know: should this process die, it takes over.
+    dry_run: bool,
 }
 
 impl Parent {
@@ -171,11 +180,23 @@ impl Parent {
         let parent = Self {
             state: State::Joining,
             probation,
+            dry_run: false,
         };
         (
             parent,
             vec![Action::Phase("joining"), Action::Start(Timer::Ready)],
         )
+    }
+
+    /// The same, for a reload that ends where it would be decided.
+    pub(crate) fn dry_run() -> (Self, Vec<Action>) {
+        let (mut parent, actions) = Self::new(false);
+        parent.dry_run = true;
+        (parent, actions)
+    }
+
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -192,6 +213,7 @@ impl Parent {
             State::Confirming if !self.probation => "committing",
             State::Probation | State::Confirming => "probation",
             State::Revoking(_) | State::Dying(_) => "failing",
+            State::Discarding => "discarding",
             State::Draining { .. } | State::Forsaken => "draining",
             State::Stopping => "stopping",
             State::Ended => "ended",
@@ -230,6 +252,7 @@ impl Parent {
                 let failure = failure.clone();
                 self.dying(failure, event)
             }
+            (State::Discarding, event) => self.discarding(event),
             (State::Stopping, Event::Timer(Timer::Goodbye | Timer::Leave)) => vec![Action::Kill],
             (State::Stopping, _) => vec![],
             (State::Revoking(failure), event) => {
@@ -260,6 +283,15 @@ impl Parent {
                 self.enter(State::Restoring, vec![Action::SendState])
             }
             (State::Snapshotting, Event::Snapshot(Err(reason))) => self.fail(reason, Some("told")),
+            (State::Restoring, Event::Ready) if self.dry_run => self.enter(
+                State::Discarding,
+                vec![
+                    Action::Cancel(Timer::Ready),
+                    Action::Phase("discarding"),
+                    Action::SendAbort(DISCARDED.to_owned()),
+                    Action::Start(Timer::Goodbye),
+                ],
+            ),
             (State::Restoring, Event::Ready) => self.enter(
                 State::Retiring,
                 vec![
@@ -488,6 +520,15 @@ impl Parent {
         }
     }
 
+    /// As [`dying`](Self::dying): the child was ready, and how it goes is no news.
+    fn discarding(&mut self, event: Event) -> Vec<Action> {
+        match event {
+            Event::Timer(Timer::Goodbye) => vec![Action::Kill],
+            Event::Stopped(reason) => self.stopped_by_child(reason),
+            _ => vec![],
+        }
+    }
+
     fn died(&mut self, how: &str) -> Vec<Action> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Draining { child_lives: true } => self.drain_alone(true),
@@ -508,6 +549,11 @@ impl Parent {
             State::Dying(failure) => vec![
                 Action::Cancel(Timer::Goodbye),
                 Action::Failed(failure),
+                Action::Ended,
+            ],
+            State::Discarding => vec![
+                Action::Cancel(Timer::Goodbye),
+                Action::Discarded,
                 Action::Ended,
             ],
             State::Revoking(failure) => vec![
@@ -600,7 +646,7 @@ impl Parent {
             State::Probation => &[Timer::Probation, Timer::Heartbeat, Timer::Silence],
             State::Confirming => &[Timer::Silence, Timer::Confirm],
             State::Revoking(_) => &[Timer::Leave],
-            State::Dying(_) => &[Timer::Goodbye],
+            State::Dying(_) | State::Discarding => &[Timer::Goodbye],
             _ => &[],
         };
         timers.iter().map(|t| Action::Cancel(*t)).collect()

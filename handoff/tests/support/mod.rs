@@ -24,7 +24,8 @@ use std::{
 use handoff::{
     Builder,
     control::{
-        self, ClientError, Event, Outcome, ReloadReport, Status, Waits, message::ListenerChanges,
+        self, ClientError, DryRun, Event, Outcome, ReloadReport, Status, Waits,
+        message::ListenerChanges,
     },
 };
 use tempfile::TempDir;
@@ -168,6 +169,17 @@ impl Service {
             Outcome::Confirmed { listeners, .. } => listeners,
             other => panic!("{other:?}: {}", self.log()),
         }
+    }
+
+    /// A dry run that must end well: what a reload would do to the listeners.
+    pub fn dry_run(&self) -> ListenerChanges {
+        let before = self.status().process;
+        let report = self.ask(async |socket| control::dry_run(socket, LONG, |_| {}).await);
+        let DryRun::Ready { listeners, .. } = report.expect("an outcome").outcome else {
+            panic!("it failed: {}", self.log());
+        };
+        assert_eq!(self.status().process, before, "the parent serves on");
+        listeners
     }
 
     /// A reload that must fail: why.

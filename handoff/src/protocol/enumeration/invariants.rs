@@ -28,12 +28,14 @@ pub(super) enum Invariant {
     Stopped,
     /// Where nothing fails and nothing is late, the child serves in the end, with all connections.
     Works,
+    /// A dry run changes nothing at all.
+    DryRun,
 }
 
 pub(super) type Broken = (Invariant, &'static str);
 
 /// What holds in every state.
-pub(super) fn check(world: &World) -> Result<(), Broken> {
+pub(super) fn check(world: &World, config: &Config) -> Result<(), Broken> {
     if let Some(wrong) = world.wrong {
         return Err(wrong);
     }
@@ -51,6 +53,11 @@ pub(super) fn check(world: &World) -> Result<(), Broken> {
         p.holds || c.holds || c.queue.contains(&Message::Offer) || world.stopped || world.excused,
         Invariant::I1,
         "nobody alive holds the listeners",
+    )?;
+    must(
+        !config.dry_run || !world.read_commit && p.accepts != Accepts::Paused,
+        Invariant::DryRun,
+        "a dry run has touched the parent",
     )?;
     must(
         c.accepts != Accepts::Yes || world.read_commit || p.is_dead(),

@@ -69,7 +69,7 @@ pub(super) fn walk(config: &Config) -> Result<Walk, Found> {
             walk.child_states
                 .insert(std::mem::discriminant(&world.child.state()));
             let fail = |broken| Err(found(config, &seen, place, broken));
-            if let Err(broken) = check(&world) {
+            if let Err(broken) = check(&world, config) {
                 return fail(broken);
             }
             let steps = world.steps(config);

@@ -116,6 +116,8 @@ impl Fault {
 pub(super) struct Config {
     pub(super) probation: bool,
     pub(super) promote: bool,
+    /// The parent sends the child away once it is ready.
+    pub(super) dry_run: bool,
     /// Nothing takes longer than its deadline, and nobody decides anything by hand.
     pub(super) patient: bool,
     /// Whether a frozen process thaws at some time, or never.
@@ -135,6 +137,7 @@ impl Config {
         Self {
             probation,
             promote,
+            dry_run: false,
             patient: false,
             thaws: true,
             faults,
@@ -168,6 +171,9 @@ impl fmt::Display for Config {
         write!(f, "{}, {} faults", no(self.thaws, "thawing"), self.faults)?;
         if self.patient {
             f.write_str(", nothing late")?;
+        }
+        if self.dry_run {
+            f.write_str(", a dry run")?;
         }
         match self.mutant {
             Some(mutant) => write!(f, ", {mutant:?}"),
@@ -456,7 +462,11 @@ impl Step {
 
 impl World {
     pub(super) fn start(config: &Config) -> Self {
-        let (parent, mut parent_todo) = Parent::new(config.probation);
+        let (parent, mut parent_todo) = if config.dry_run {
+            Parent::dry_run()
+        } else {
+            Parent::new(config.probation)
+        };
         let (child, mut child_todo) = Child::new(config.promote);
         Mutant::parent_actions(config.mutant, &parent, &mut parent_todo);
         Mutant::child_actions(config.mutant, &mut child_todo);
@@ -1337,6 +1347,7 @@ impl World {
             Action::SendStop(_) => self.say(me, Message::Stop),
             Action::Kill => self.kill(Who::Child),
             Action::Failed(failure) => self.failed(failure.undo),
+            Action::Discarded => {}
             Action::StopSelf(_) => self.begin_stop(me),
             Action::Start(timer) => self.arm(me, timer),
             Action::Cancel(timer) => self.cancel(me, timer),

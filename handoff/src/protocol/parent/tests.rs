@@ -46,6 +46,34 @@ fn failure(actions: &[A]) -> Option<&Failure> {
 }
 
 #[test]
+fn a_dry_run_ends_where_a_reload_would_be_decided() {
+    let mut parent = Parent::dry_run().0;
+    for event in [E::Hello(Ok(1)), E::Prepared, E::Snapshot(Ok(()))] {
+        parent.on(event);
+    }
+    let discard = [
+        A::Cancel(Timer::Ready),
+        A::Phase("discarding"),
+        A::SendAbort(DISCARDED.to_owned()),
+        A::Start(Timer::Goodbye),
+    ];
+    assert_eq!(parent.on(E::Ready), discard);
+    let mut slow = parent.clone();
+    assert_eq!(slow.on(E::Timer(Timer::Goodbye)), [A::Kill]);
+    // Its own words on the way out are no news.
+    for event in [
+        E::Refused(why()),
+        E::Broken(why()),
+        E::Accepting,
+        E::Rollback,
+    ] {
+        assert_eq!(parent.on(event), []);
+    }
+    let gone = [A::Cancel(Timer::Goodbye), A::Discarded, A::Ended];
+    assert_eq!(parent.on(E::Died("exited".to_owned())), gone);
+}
+
+#[test]
 fn a_reload_without_probation() {
     let (mut parent, actions) = Parent::new(false);
     assert_eq!(actions, [A::Phase("joining"), A::Start(Timer::Ready)]);
