@@ -62,6 +62,8 @@ pub(crate) enum Verb {
     Stop(Stop),
     /// Show who serves, since when, and how the last reload ended
     Status(Status),
+    /// Show what happens to reloads, as it happens
+    Events(Events),
 }
 
 /// Run the server, in the foreground
@@ -388,11 +390,19 @@ pub(crate) struct Status {
     /// Print it as one JSON object (see docs/protocol.md)
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Go on showing it, until the server is stopped
+    ///
+    /// On a terminal it is redrawn; otherwise there is one line for each change of process, phase, listeners, reload or draining
+    /// generations. With --json that line is the whole status.
+    #[arg(long)]
+    pub(crate) watch: bool,
 }
 
 const STATUS_HELP: &str = "\
 Examples:
   hello status --json | jq .generation
+  hello status --watch
 
 Exit codes:
   0  a server runs, and this is its status
@@ -400,6 +410,32 @@ Exit codes:
   2  the command line is not understood
   3  no server is running
   4  it did not answer within 5 s: is it frozen?";
+
+/// Show what happens to reloads, as it happens
+///
+/// Goes on from generation to generation, until the server is stopped.
+#[derive(Debug, Arguments)]
+#[command(after_help = EVENTS_HELP)]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) which: Which,
+
+    /// Print each event as one JSON object a line (see docs/protocol.md)
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const EVENTS_HELP: &str = "\
+Examples:
+  hello events
+  hello events --json | jq 'select(.event == \"reloaded\")'
+
+Exit codes:
+  0  the server was stopped, and has gone
+  1  it runs, but cannot be asked
+  2  the command line is not understood
+  3  no server is running
+  4  the server went away, and was not told to";
 
 fn probe(text: &str) -> Result<String, String> {
     if !text.starts_with('/') {

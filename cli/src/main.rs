@@ -13,6 +13,7 @@ mod decide;
 mod demo;
 mod dry_run;
 mod duration;
+mod events;
 mod exit;
 mod listen;
 mod locate;
@@ -25,6 +26,7 @@ mod render;
 mod serve;
 mod status;
 mod stop;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,8 @@ fn run() -> Result<Exit, Failure> {
         Verb::Rollback(args) => decide::run(&args, Decision::Rollback),
         Verb::Confirm(args) => decide::run(&args, Decision::Confirm),
         Verb::Stop(args) => stop::run(&args),
+        Verb::Status(args) if args.watch => watch::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Events(args) => events::run(&args),
     }
 }

@@ -8,12 +8,17 @@ use std::io::{self, ErrorKind, Write};
 
 /// One line of the result. A reader that has gone wants no more, which is no error.
 pub(crate) fn result(text: impl Display) -> io::Result<()> {
-    let text = text.to_string();
-    let mut stdout = io::stdout().lock();
-    match writeln!(stdout, "{}", printable(&text)).and_then(|()| stdout.flush()) {
+    match line(text) {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
+}
+
+/// One line of many: that nobody reads it is the end of them.
+pub(crate) fn line(text: impl Display) -> io::Result<()> {
+    let text = text.to_string();
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{}", printable(&text)).and_then(|()| stdout.flush())
 }
 
 /// One line for the person who watches. What cannot be shown changes nothing.

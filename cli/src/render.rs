@@ -6,7 +6,7 @@ use std::time::Duration;
 use handoff::control::message::{
     Builds, ConnectionCounts, Generation, LastReload, ListenerChanges,
 };
-use handoff::control::{Drained, Outcome, ReloadReport, Status};
+use handoff::control::{Drained, DryRun, Event, Outcome, ReloadReport, Status};
 use serde_json::Value;
 
 /// How the parent's end is to be spoken of when it was not learned.
@@ -221,6 +221,86 @@ pub(crate) fn progress(reload: u64, phase: &str, pid: Option<u32>, elapsed: Dura
         Some(pid) => format!("reload {reload}: {phase}, child {pid}, {at}"),
         None => format!("reload {reload}: {phase}, {at}"),
     }
+}
+
+/// One event, for `hello events`. `None` if there is nothing to say to a person.
+pub(crate) fn event(event: &Event) -> Option<String> {
+    Some(match event {
+        Event::Phase {
+            reload,
+            phase,
+            pid,
+            at_us,
+            ..
+        } => progress(*reload, phase, *pid, Duration::from_micros(*at_us)),
+        Event::Stderr { reload, line } => format!("reload {reload}: child: {line}"),
+        Event::Reloaded {
+            reload,
+            outcome: Outcome::Failed { phase, reason, .. },
+        } => failed(*reload, phase, reason),
+        Event::Reloaded { reload, outcome } => {
+            let report = ReloadReport {
+                reload: *reload,
+                outcome: outcome.clone(),
+                drained: None,
+            };
+            let text = reloaded(&report, Parent::NotAwaited)?;
+            format!("reload {reload}: {text}")
+        }
+        Event::DryRun { reload, outcome } => match outcome {
+            DryRun::Ready {
+                ready_us,
+                build,
+                listeners,
+            } => rehearsed(*reload, *ready_us, build, listeners),
+            DryRun::Failed { phase, reason, .. } => rehearsal_failed(*reload, phase, reason),
+            _ => return None,
+        },
+        Event::Drained {
+            reload,
+            connections,
+            ..
+        } => {
+            let counts = counts(connections).map_or(String::new(), |counts| format!(" ({counts})"));
+            let victims = victims(connections);
+            format!("reload {reload}: parent has ended{counts}{victims}")
+        }
+        Event::Stopping { process } => {
+            let Generation { generation, pid } = process;
+            format!("generation {generation}, pid {pid}, is stopping")
+        }
+        _ => return None,
+    })
+}
+
+/// A status in one line, without what changes all the time: two are equal unless something has happened.
+pub(crate) fn summary(status: &Status) -> String {
+    let Generation { generation, pid } = status.process;
+    let mut text = format!(
+        "{}, generation {generation}, pid {pid}, {}",
+        status.build, status.phase
+    );
+    for listener in &status.listeners {
+        let _ = write!(text, ", {}={}", listener.name, listener.address);
+    }
+    if let Some(probation) = &status.probation {
+        let _ = write!(text, "; reload {} is on probation", probation.reload);
+    }
+    if let Some(reload) = &status.reload {
+        let what = if reload.dry_run { "dry run" } else { "reload" };
+        let _ = write!(text, "; {what} {}: {}", reload.reload, reload.phase);
+    }
+    if let Some(last) = &status.last_reload {
+        let how = match last.outcome {
+            Outcome::Confirmed { .. } => "confirmed",
+            _ => "failed",
+        };
+        let _ = write!(text, "; last reload {}: {how}", last.reload);
+    }
+    for older in &status.draining {
+        let _ = write!(text, "; generation {} drains", older.process.generation);
+    }
+    text
 }
 
 /// `hello status`.

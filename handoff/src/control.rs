@@ -5,7 +5,7 @@
 //!
 //! - [`bind()`] makes the socket, [`Server`] turns what clients say into [`Incoming`] requests, and a
 //!   [`Reply`] carries [`Event`]s back;
-//! - [`Client`] speaks one request; [`reload`], [`dry_run`], [`confirm`], [`rollback`], [`stop`] and [`status`] are whole conversations,
+//! - [`Client`] speaks one request; [`reload`], [`dry_run`], [`confirm`], [`rollback`], [`stop`], [`status`] and [`events`] are whole conversations,
 //!   which outlive the process that they began with.
 //!
 //! The format is one JSON object a line: see [`message`].
@@ -27,6 +27,7 @@ use std::time::Duration;
 mod bind;
 mod client;
 mod conversation;
+mod follow;
 pub mod message;
 mod outbox;
 mod server;
@@ -38,6 +39,7 @@ pub use client::{Client, ClientError, ConnectError};
 pub use conversation::{
     Drained, DryRunReport, ReloadReport, Waits, confirm, dry_run, reload, rollback, status, stop,
 };
+pub use follow::events;
 pub use message::{DryRun, Event, Outcome, Request, Status};
 pub use outbox::Reply;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -693,9 +693,9 @@ impl Succession {
                 reply.send(&News::Stopping {
                     process: self.shared.identity(),
                 });
+                self.stop("control socket");
                 // The client's end of the socket is closed by our end.
                 self.shared.news.subscribe(reply);
-                self.stop("control socket");
             }
             Request::Events => self.shared.news.subscribe(reply),
         }
@@ -866,6 +866,9 @@ impl Succession {
         self.shared
             .notify
             .stopping(reason, drain_timeout + CUT_GRACE);
+        self.shared.news.tell(&News::Stopping {
+            process: self.shared.identity(),
+        });
         self.ending = Some(Ending {
             deadline: Instant::now() + drain_timeout,
             was_told: false,

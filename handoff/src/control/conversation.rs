@@ -12,7 +12,7 @@ use super::{Client, ClientError, DryRun, Event, Outcome, Request, Status};
 
 /// How long a socket without any process behind it is tried again. A successor holds the same
 /// listener since before the commit, so that this does not happen in a reload: whoever held it is dead.
-const NOBODY_PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const NOBODY_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Asks for the status: of whoever serves next, too, if the process that heard the question goes away before
 /// it has answered.
