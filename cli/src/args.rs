@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::{Args as Arguments, Parser, Subcommand, ValueEnum};
+use handoff::listeners::Address;
 
 use crate::config::Config;
 use crate::duration::{parse, parse_nonzero};
@@ -88,6 +89,17 @@ pub(crate) struct Serve {
         value_delimiter = ','
     )]
     pub(crate) listen: Vec<Listen>,
+
+    /// Answer /metrics (Prometheus), /livez and /readyz on this address; the listener's name is `admin`
+    ///
+    /// Whoever can connect can read it.
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        env = "HELLO_ADMIN",
+        hide_env_values = true
+    )]
+    pub(crate) admin: Option<Address>,
 
     #[command(flatten)]
     pub(crate) which: Which,
@@ -247,7 +259,7 @@ pub(crate) struct Serve {
 
 const SERVE_HELP: &str = "\
 Examples:
-  hello serve --listen 0.0.0.0:80 --listen admin=127.0.0.1:8322
+  hello serve --listen 0.0.0.0:80 --admin 127.0.0.1:8322
   hello serve --listen unix:/run/hello.sock --pidfile /run/hello.pid
   hello serve --log-format json 2>>hello.log
   hello serve --config hello.toml --check

@@ -17,6 +17,9 @@ use crate::exit::{Exit, Failure};
 use crate::parse::Source;
 use crate::{listen, log};
 
+/// The name of the listener that `--admin` makes.
+const ADMIN: &str = "admin";
+
 /// How long work that cannot be cancelled may delay the exit.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -50,13 +53,20 @@ pub(crate) fn listeners(args: &Serve) -> Result<Vec<Spec>, Failure> {
         listen.is_none_or(|listen| listen.source == Source::Default)
     });
     let specs = of_the_file.map(|file| file.specs(args.backlog));
-    match (of_the_file, specs.filter(|specs| !specs.is_empty())) {
-        (Some(file), Some(specs)) => {
-            listeners::check(&specs).map_err(|error| file.listener_error(&error))?;
-            Ok(specs)
+    let mut specs = match specs.filter(|specs| !specs.is_empty()) {
+        Some(specs) => specs,
+        None => {
+            listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error))?
         }
-        _ => listen::specs(&args.listen, args.backlog).map_err(|error| Exit::Usage.because(error)),
+    };
+    if let Some(address) = &args.admin {
+        specs.push(Spec::new(ADMIN, address.clone()));
     }
+    listeners::check(&specs).map_err(|error| match &args.file {
+        Some(file) => file.listener_error(&error).into(),
+        None => Exit::Usage.because(error),
+    })?;
+    Ok(specs)
 }
 
 async fn serve(args: Serve, pidfile: PathBuf, listeners: Vec<Spec>) -> anyhow::Result<()> {
@@ -95,8 +105,13 @@ async fn serve(args: Serve, pidfile: PathBuf, listeners: Vec<Spec>) -> anyhow::R
             Orphan::Exit => handoff::Orphan::Exit,
         });
     }
+    let is_admin = args.admin.is_some();
     for listener in listeners {
-        server = server.listener(listener);
+        server = if is_admin && listener.name == ADMIN {
+            server.admin(listener.address)
+        } else {
+            server.listener(listener)
+        };
     }
     server.run().await?;
     Ok(())

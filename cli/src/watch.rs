@@ -64,19 +64,26 @@ async fn watch<W: Write>(socket: &Path, view: &mut View<W>) -> Result<End, Clien
                 () = something.notified() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
-            let status = control::status(socket, ANSWER_PATIENCE).await?;
-            if view.show(&status).is_err() {
-                return Ok::<End, ClientError>(End::Unread);
+            // Who is about to end may refuse, or nobody may be there for a moment. The next look finds out.
+            if let Ok(status) = control::status(socket, ANSWER_PATIENCE).await
+                && view.show(&status).is_err()
+            {
+                return End::Unread;
             }
         }
     };
-    // The end is what the events say: a look may find nobody where somebody is about to be.
-    tokio::select! {
+    let ended = tokio::select! {
         ended = control::events(socket, |_| {
             something.notify_one();
             ControlFlow::Continue(())
-        }) => ended.map(|()| End::Stopped),
-        Ok(end) = look => Ok(end),
+        }) => ended,
+        end = look => return Ok(end),
+    };
+    match ended {
+        Ok(()) => Ok(End::Stopped),
+        // There was one a moment ago.
+        Err(ClientError::Connect(error)) if error.is_not_running() => Err(ClientError::Gone),
+        Err(error) => Err(error),
     }
 }
 

@@ -440,6 +440,30 @@ impl Starting {
             .map(|l| l.address().clone())
     }
 
+    /// A second descriptor of the named listener; `None` if there is none of that name. For what is to be answered while this
+    /// process does not accept ([`Serving::acceptor`] is for all else): before the first generation serves, or while the service
+    /// stops. It is to be dropped when the phase says that another process accepts, or an old socket would outlive its service.
+    ///
+    /// # Errors
+    /// Those of fcntl(2), `EMFILE` above all.
+    pub fn duplicate(&self, listener: &str) -> Option<io::Result<Listener>> {
+        let listeners = self.shared.listeners();
+        let found = listeners.iter().find(|l| l.name() == listener)?;
+        Some(found.try_clone())
+    }
+
+    /// What this process wants, from now on: see [`Serving::phase`].
+    #[must_use]
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
+    /// Calls `observer` with all that clients of the control socket are told of reloads, from now on. It must be quick: whoever
+    /// decides over the process waits for it.
+    pub fn observe(&self, observer: impl Fn(&control::Event) + Send + Sync + 'static) {
+        self.shared.news.observe(Box::new(observer));
+    }
+
     /// Resolves when the start has been ended by the parent or an operator, with the reason: to be
     /// raced against whatever takes long.
     pub fn cancelled(&self) -> impl Future<Output = String> + Send + use<> {
@@ -460,6 +484,16 @@ impl Starting {
     /// # Errors
     /// If the parent's section cannot be read by this build; the parent is told, and serves on.
     pub async fn state<S: Section>(&mut self, section: S) -> Result<Arc<S>, StartError> {
+        let section = Arc::new(section);
+        self.share(section.clone()).await?;
+        Ok(section)
+    }
+
+    /// As [`state`](Self::state), of a section that others have already.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    pub async fn share<S: Section>(&mut self, section: Arc<S>) -> Result<(), StartError> {
         let ours = self.shared.sections();
         let names = ours.iter().map(|ours| ours.name());
         if let Err(error) = state::check_names(names.chain([section.name()])) {
@@ -469,7 +503,6 @@ impl Starting {
             return Err(StartError::State(reason));
         }
         let snapshot = self.prepare().await?;
-        let section = Arc::new(section);
         if let Some(snapshot) = snapshot {
             let dynamic: Arc<dyn Section> = section.clone();
             let restored = tokio::task::spawn_blocking(move || snapshot.restore(&[dynamic])).await;
@@ -481,8 +514,8 @@ impl Starting {
                 return Err(StartError::State(reason));
             }
         }
-        self.shared.add_section(section.clone());
-        Ok(section)
+        self.shared.add_section(section);
+        Ok(())
     }
 
     /// Says that this process is prepared, once, and waits for the state. Cancel safe.

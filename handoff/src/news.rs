@@ -7,8 +7,20 @@ use crate::control::{
     message::{ConnectionCounts, DryRun, LastReload},
 };
 
-#[derive(Debug, Default)]
-pub(crate) struct News(Mutex<Inner>);
+/// The application's ear.
+type Observer = Box<dyn Fn(&Event) + Send + Sync>;
+
+#[derive(Default)]
+pub(crate) struct News {
+    inner: Mutex<Inner>,
+    observers: Mutex<Vec<Observer>>,
+}
+
+impl std::fmt::Debug for News {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -34,7 +46,15 @@ impl Inner {
 
 impl News {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells it all that is told to anybody.
+    pub(crate) fn observe(&self, observer: Observer) {
+        let observers = self.observers.lock();
+        observers
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(observer);
     }
 
     pub(crate) fn subscribe(&self, reply: Reply) {
@@ -110,6 +130,11 @@ impl News {
 
     /// Tells everyone who wants to know.
     pub(crate) fn tell(&self, event: &Event) {
+        // First: what a client of the control socket has heard of is counted by then.
+        let observers = self.observers.lock();
+        for observer in &*observers.unwrap_or_else(PoisonError::into_inner) {
+            observer(event);
+        }
         let mut inner = self.lock();
         inner.subscribers.retain(|reply| reply.send(event));
         let about = match event {

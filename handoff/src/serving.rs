@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::{
     acceptor::{Acceptor, Acceptors},
     connections::Connection,
-    control::message::Generation,
+    control::message::{DrainingStatus, Generation},
     listeners::Address,
     live::ConnectionGuard,
     shared::{Adopted, NotMoved, PassRequest, Phase, Report, Returned, Shared},
@@ -90,6 +90,19 @@ impl Serving {
     pub fn connections(&self) -> impl Fn() -> u64 + Send + Sync + 'static {
         let live = self.shared.live.clone();
         move || live.connections()
+    }
+
+    /// Older generations that still drain, the youngest first.
+    #[must_use]
+    pub fn draining(&self) -> Vec<DrainingStatus> {
+        let draining = self.shared.draining().into_iter();
+        draining
+            .map(|older| DrainingStatus {
+                process: older.process,
+                waiting_for: older.waiting_for,
+                named: older.named,
+            })
+            .collect()
     }
 
     /// Something that the drain waits for like for a connection.

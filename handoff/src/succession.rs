@@ -697,7 +697,15 @@ impl Succession {
                 // The client's end of the socket is closed by our end.
                 self.shared.news.subscribe(reply);
             }
-            Request::Events => self.shared.news.subscribe(reply),
+            Request::Events => {
+                // Who comes too late to hear it with the others is told now.
+                if self.ending.is_some() {
+                    reply.send(&News::Stopping {
+                        process: self.shared.identity(),
+                    });
+                }
+                self.shared.news.subscribe(reply);
+            }
         }
     }
 

@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod admin;
 mod body;
 mod clock;
 mod connection;
@@ -82,6 +83,7 @@ use handoff::{
 use tokio::sync::{Mutex, watch};
 
 use crate::{
+    admin::{Pages, Tally, measured::Measured},
     connection::{Config, Order},
     drain::{Http1, Live},
     kinds::Kinds,
@@ -198,6 +200,8 @@ pub struct Server<F> {
     probe: Option<String>,
     ready_timeout: Duration,
     status: Option<StatusReport>,
+    build_id: String,
+    admin: bool,
 }
 
 impl<F> std::fmt::Debug for Server<F> {
@@ -228,6 +232,8 @@ impl<F> Server<F> {
             probe: None,
             ready_timeout: Duration::from_secs(30),
             status: None,
+            build_id: String::new(),
+            admin: false,
         }
     }
 
@@ -244,8 +250,9 @@ impl<F> Server<F> {
     }
 
     /// What `status` says that this build is.
-    pub fn build_id(self, build: impl Into<String>) -> Self {
+    pub fn build_id(mut self, build: impl Into<String>) -> Self {
         let build = build.into();
+        self.build_id.clone_from(&build);
         self.with(|builder| builder.build_id(build))
     }
 
@@ -257,6 +264,20 @@ impl<F> Server<F> {
     /// Listens, with the listener's options.
     pub fn listener(self, spec: Spec) -> Self {
         self.with(|builder| builder.listener(spec))
+    }
+
+    /// Answers on this address, too, by a listener named `admin`, and not with the application:
+    ///
+    /// - `/metrics`: generation, reloads, connections and requests, in Prometheus's text format (version 0.0.4). Counters go on
+    ///   from generation to generation;
+    /// - `/livez`: 200;
+    /// - `/readyz`: 200, or 503 with the reason: the first generation has not begun to serve, the service stops, or the
+    ///   [`probe`](Self::probe) is not answered with success. It is answered at all times.
+    ///
+    /// Whoever can connect can read it: use an address of the machine's own, or of a network that is trusted.
+    pub fn admin(mut self, address: Address) -> Self {
+        self.admin = true;
+        self.listen(admin::ADMIN, address)
     }
 
     /// Where the pidfile is.
@@ -372,14 +393,20 @@ impl<F> Server<F> {
             probe,
             ready_timeout,
             status,
+            build_id,
+            admin,
         } = self;
         let builder = builder(Builder::new(&name)).max_connections(limits.connections as u64);
         // The service that it asks is made later.
         let health = Arc::new(OnceLock::new());
         let builder = builder.on_health(examine(health.clone()));
         let starting = builder.start().await?;
-        let (starting, service, protocols) = build_service(starting, build).await?;
-        let service = service.into_service();
+        let pages = admin.then(|| open_admin(&starting, build_id, health.clone()));
+        let (mut starting, service, protocols) = build_service(starting, build).await?;
+        if let Some(pages) = &pages {
+            starting.share(pages.tally.clone()).await?;
+        }
+        let service = Measured::new(service.into_service(), pages.clone());
         if let Some(path) = probe {
             let _ = health.set(probe::again(service.clone(), path.clone()));
             let probed = tokio::select! {
@@ -399,8 +426,37 @@ impl<F> Server<F> {
         let pool = Pool::default();
         pool.open();
         let serving = starting.ready().await?;
+        if let Some(pages) = &pages {
+            pages.serves(serving.clone());
+        }
         serve(serving, service, protocols, limits, status, pool).await
     }
+}
+
+/// The pages of the admin listener, which are answered from now on.
+fn open_admin(
+    starting: &Starting,
+    build: String,
+    health: Arc<OnceLock<probe::Again>>,
+) -> Arc<Pages> {
+    let tally = Arc::new(Tally::default());
+    let generation = starting.generation();
+    let pages = Arc::new(Pages::new(
+        tally,
+        build,
+        generation,
+        starting.phase(),
+        health,
+    ));
+    let observer = pages.clone();
+    starting.observe(move |event| observer.hear(event));
+    let opened = starting.duplicate(admin::ADMIN).map(|listener| {
+        listener.and_then(|listener| admin::outside_hours(&listener, pages.clone()))
+    });
+    if let Some(Err(error)) = opened {
+        tracing::warn!(%error, "the admin listener is answered only while this process serves");
+    }
+    pages
 }
 
 /// What the parent asks for while this process is on probation.

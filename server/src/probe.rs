@@ -17,7 +17,7 @@ use crate::{
 const MAX_ANSWER: u64 = 64 * 1024;
 
 /// What the service is told that the request came in by. No listener has this name: those are in lower case.
-const LISTENER: &str = "PROBE";
+pub(crate) const LISTENER: &str = "PROBE";
 
 /// How long a process that serves may take to answer: less than its parent waits for its word.
 const PATIENCE: Duration = Duration::from_millis(2500);

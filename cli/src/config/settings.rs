@@ -2,6 +2,7 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
+use handoff::listeners::Address;
 use std::error::Error;
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
@@ -16,6 +17,9 @@ const LISTEN: &str = "listen";
 
 /// One that names a file: relative to that of the configuration.
 const PIDFILE: &str = "pidfile";
+
+/// Another: of a Unix socket, perhaps.
+const ADMIN: &str = "admin";
 
 /// An option, as the file has it.
 #[derive(Clone, Debug)]
@@ -55,6 +59,11 @@ pub(super) fn read(
             let path = reader.absolute(&**text);
             path.to_string_lossy().into_owned()
         }
+        (DeValue::String(text), false) if name == ADMIN => match text.parse() {
+            Ok(Address::Unix(path)) => Address::Unix(reader.absolute(path)).to_string(),
+            // What is wrong with it is said below.
+            _ => text.clone().into_owned(),
+        },
         (DeValue::String(text), false) => text.clone().into_owned(),
         (DeValue::Integer(number), false) => {
             match i64::from_str_radix(number.as_str(), number.radix()) {

@@ -2,6 +2,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use handoff::listeners::Address;
+
 use super::Place;
 use crate::args::{LogFormat, Serve, Verb};
 use crate::parse::{self, Problem, Source};
@@ -60,6 +62,7 @@ fn every_option_can_stand_in_it() {
     let file = File::new(
         r#"
         pidfile = "run/hello.pid"
+        admin = "unix:admin.sock"
         ready-timeout = "20s"
         drain-timeout = "0"
         probation = "1m30s"
@@ -86,6 +89,8 @@ fn every_option_can_stand_in_it() {
     assert_eq!(serve.idle_timeout, Duration::from_secs(6));
     assert_eq!(serve.max_connections, 5_000);
     assert_eq!(serve.backlog, 16);
+    let admin = Address::Unix(file.0.path().join("admin.sock"));
+    assert_eq!(serve.admin, Some(admin));
     assert_eq!(serve.probe, "/well");
     assert_eq!(serve.log_format, LogFormat::Json);
     // Were there an option that the file cannot have, this would name it.
@@ -98,7 +103,7 @@ fn every_option_can_stand_in_it() {
     assert_eq!(left, ["listen"]);
     let probe = serve.options.iter().find(|option| option.name == "probe");
     let place = Place {
-        line: 11,
+        line: 12,
         column: 9,
     };
     assert_eq!(probe.unwrap().source, Source::File(place));
@@ -166,7 +171,7 @@ fn what_is_wrong_has_a_place_and_a_remedy() {
         ),
         (
             "\n\n  nonsense = 1",
-            "3:3: `nonsense` is not a key: there are pidfile, ",
+            "3:3: `nonsense` is not a key: there are admin, pidfile, ",
         ),
         (
             "ready-timeout = 10",

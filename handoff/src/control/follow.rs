@@ -13,6 +13,9 @@ use super::{Client, ClientError, Event, Outcome, Request};
 /// How many ends of reloads are remembered, so that none is told twice: both generations tell of one.
 const REMEMBERED: usize = 64;
 
+/// How often one that will not answer is asked again, one after the other: for a second or so.
+const REFUSALS: u32 = 50;
+
 /// Follows a server through its generations, and gives `on_event` all that it says of reloads, each thing once: `phase`, `stderr`,
 /// `reloaded`, `dry-run`, `drained`, `stopping`. Returns when the server was stopped and has gone, or `on_event` has had enough.
 ///
@@ -31,6 +34,7 @@ pub async fn events(
     let mut leaving: Option<Client> = None;
     let mut told = Told::default();
     let mut is_stopping = false;
+    let mut refused = 0;
     loop {
         let (heard, is_current) = tokio::select! {
             biased;
@@ -46,6 +50,13 @@ pub async fn events(
             continue;
         };
         match &event {
+            // A process that is about to end says so: the next one is asked.
+            Event::Refused { .. } if is_current && refused < REFUSALS => {
+                refused += 1;
+                sleep(RETRY_PAUSE).await;
+                current = subscribe_again(path).await?;
+                continue;
+            }
             Event::Refused { reason } => {
                 let reason = reason.clone();
                 return Err(ClientError::Refused { reason });
@@ -58,6 +69,7 @@ pub async fn events(
             event if on_event(event).is_break() => return Ok(()),
             _ => {}
         }
+        refused = 0;
         match &event {
             Event::Stopping { .. } => is_stopping |= is_current,
             Event::Reloaded {
