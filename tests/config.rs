@@ -114,6 +114,33 @@ fn a_file_with_a_mistake_refuses_the_reload_and_the_old_generation_serves_on() {
 }
 
 #[test]
+fn who_names_the_pidfile_finds_the_server_whatever_is_in_the_file() {
+    let hello = Hello::start();
+    let broken = hello.dir().join("broken.toml");
+    fs::write(&broken, "probe = \"").expect("write");
+    let status = |args: &[&str], pidfile: Option<&std::path::Path>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hello"));
+        command
+            .arg("status")
+            .args(args)
+            .env("HELLO_CONFIG", &broken);
+        command.env_remove("HELLO_PIDFILE");
+        command.envs(pidfile.map(|path| ("HELLO_PIDFILE", path)));
+        command.output().expect("run hello")
+    };
+    let pidfile = hello.pidfile();
+    let named = status(&["--pidfile", pidfile.to_str().expect("UTF-8")], None);
+    assert!(named.status.success(), "{}", text(&named));
+    let named = status(&[], Some(&pidfile));
+    assert!(named.status.success(), "{}", text(&named));
+    let found = status(&[], None);
+    assert_eq!(found.status.code(), Some(1), "{}", text(&found));
+    let expected = "broken.toml:1:10: this is not TOML: ";
+    assert!(text(&found).contains(expected), "{}", text(&found));
+    assert!(text(&found).contains("(--pidfile names the server without this file)"));
+}
+
+#[test]
 fn an_option_that_the_new_build_does_not_have_is_named() {
     let hello = Hello::start();
     hello.replace_binary_by_script(&format!(

@@ -88,12 +88,12 @@ pub(crate) fn words(words: &[OsString]) -> Result<Args, Problem> {
     Ok(args)
 }
 
-/// The configuration file to read, and for which verb. Who names the pidfile, and looks for nothing else, needs none: a
+/// The configuration file to read, and for which verb. Who names the pidfile, here or in the environment, and looks for nothing else, needs none: a
 /// server can be stopped whatever is in its file by now.
 fn file(matches: &ArgMatches) -> Option<(&str, PathBuf)> {
     let (verb, matches) = matches.subcommand()?;
     let path = matches.get_one::<PathBuf>("config")?;
-    let is_named = matches.value_source("pidfile") == Some(ValueSource::CommandLine);
+    let is_named = matches.value_source("pidfile").is_some();
     (verb == SERVE || !is_named).then(|| (verb, path.clone()))
 }
 

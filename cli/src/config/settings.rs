@@ -4,6 +4,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command};
 use handoff::listeners::Address;
 use std::error::Error;
+use std::ffi::{OsStr, OsString};
 use toml::Spanned;
 use toml::de::{DeString, DeValue};
 
@@ -26,7 +27,7 @@ const ADMIN: &str = "admin";
 pub(super) struct Setting {
     /// clap's.
     pub(super) id: String,
-    pub(super) value: String,
+    pub(super) value: OsString,
     pub(super) place: Place,
 }
 
@@ -53,34 +54,10 @@ pub(super) fn read(
         return None;
     };
     let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
-    let text = match (value.get_ref(), is_flag) {
-        (DeValue::Boolean(value), true) => value.to_string(),
-        (DeValue::String(text), false) if name == PIDFILE => {
-            let path = reader.absolute(&**text);
-            path.to_string_lossy().into_owned()
-        }
-        (DeValue::String(text), false) if name == ADMIN => match text.parse() {
-            Ok(Address::Unix(path)) => Address::Unix(reader.absolute(path)).to_string(),
-            // What is wrong with it is said below.
-            _ => text.clone().into_owned(),
-        },
-        (DeValue::String(text), false) => text.clone().into_owned(),
-        (DeValue::Integer(number), false) => {
-            match i64::from_str_radix(number.as_str(), number.radix()) {
-                Ok(number) => number.to_string(),
-                Err(_) => number.to_string(),
-            }
-        }
-        (_, true) => {
-            let problem = format!("`{name}` is true or false, without quotes");
-            reader.mistake(&value.span(), problem);
-            return None;
-        }
-        (other, false) => {
-            let found = other.type_str();
-            let problem =
-                format!("`{name}` is a text in quotes or a number, not a value of type {found}");
-            reader.mistake(&value.span(), problem);
+    let text = match text_of(reader, name, value.get_ref(), is_flag) {
+        Ok(text) => text,
+        Err(problem) => {
+            reader.mistake(&value.span(), format!("`{name}` is {problem}"));
             return None;
         }
     };
@@ -93,6 +70,41 @@ pub(super) fn read(
         value: text,
         place: reader.place(&key.span()),
     })
+}
+
+/// A value as it would stand on the command line; or what it should be.
+fn text_of(
+    reader: &Reader<'_>,
+    name: &str,
+    value: &DeValue<'_>,
+    is_flag: bool,
+) -> Result<OsString, String> {
+    match (value, is_flag) {
+        (DeValue::Boolean(value), true) => Ok(value.to_string().into()),
+        (_, true) => Err("true or false, without quotes".to_owned()),
+        (DeValue::String(text), false) if name == PIDFILE => {
+            Ok(reader.absolute(&**text).into_os_string())
+        }
+        (DeValue::String(text), false) if name == ADMIN => match text.parse() {
+            Ok(Address::Unix(path)) => Ok(Address::Unix(reader.absolute(path)).to_string().into()),
+            // What is wrong with it is said by its parser.
+            _ => Ok(OsString::from(&**text)),
+        },
+        (DeValue::String(text), false) => Ok(OsString::from(&**text)),
+        (DeValue::Integer(number), false) => {
+            let decimal = i64::from_str_radix(number.as_str(), number.radix());
+            // One that is too large is shown as it stands there.
+            Ok(decimal
+                .map_or_else(|_| number.to_string(), |n| n.to_string())
+                .into())
+        }
+        (other, false) => {
+            let found = other.type_str();
+            Err(format!(
+                "a text in quotes or a number, not a value of type {found}"
+            ))
+        }
+    }
 }
 
 fn unknown(reader: &mut Reader<'_>, serve: &Command, key: &Spanned<DeString<'_>>) {
@@ -111,13 +123,15 @@ fn unknown(reader: &mut Reader<'_>, serve: &Command, key: &Spanned<DeString<'_>>
 }
 
 /// Lets the option's own parser judge, as if the value stood on the command line.
-fn check(arg: &Arg, text: &str) -> Result<(), String> {
-    let name = arg.get_long().unwrap_or_default();
+fn check(arg: &Arg, text: &OsStr) -> Result<(), String> {
+    let mut word = OsString::from(format!("--{}=", arg.get_long().unwrap_or_default()));
+    word.push(text);
+    let text = text.display();
     let result = Command::new("file")
         .no_binary_name(true)
         .disable_help_flag(true)
         .arg(arg.clone())
-        .try_get_matches_from([format!("--{name}={text}")]);
+        .try_get_matches_from([word]);
     let Err(error) = result else { return Ok(()) };
     if let Some(source) = error.source() {
         return Err(source.to_string());
