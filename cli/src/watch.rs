@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use crate::args;
 use crate::exit::{Exit, Failure};
 use crate::locate::ANSWER_PATIENCE;
-use crate::render;
+use crate::{output, render};
 
 /// Between two looks, if nothing is said to happen meanwhile.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -127,7 +127,7 @@ impl<W: Write> View<W> {
             summary.clone()
         };
         self.last = Some(summary);
-        writeln!(self.out, "{line}")?;
+        writeln!(self.out, "{}", output::printable(&line))?;
         self.out.flush()
     }
 
@@ -139,7 +139,7 @@ impl<W: Write> View<W> {
             Some(_) => HOME.to_owned(),
         };
         for line in text.lines() {
-            screen.push_str(line);
+            screen.push_str(&output::printable(line));
             screen.push_str(ERASE_LINE);
             screen.push('\n');
         }
