@@ -130,7 +130,7 @@ fn a_rollback_is_ready_again_without_another_main_process() {
     let parent = hello.pid();
     let mut reload = hello.verb(&["reload"]).spawn().expect("reload");
     eventually("the child is on probation", || {
-        hello.status()["probation"]["left_ms"].is_u64()
+        hello.try_status()["probation"]["left_ms"].is_u64()
     });
     let output = hello.hello(&["rollback"]);
     assert!(output.status.success(), "{}", text(&output));
@@ -149,7 +149,7 @@ fn a_stop_is_said_by_nobody_who_drains() {
     let mut slow = Client::connect(hello.address());
     slow.send(support::client::request("/slow?ms=700"));
     eventually("the request is under way", || {
-        hello.status()["application"]["connections"] == 1
+        hello.try_status()["application"]["connections"] == 1
     });
     hello.begin_reload();
     let second = hello.pid();
@@ -176,7 +176,7 @@ fn the_main_process_outlives_those_that_drain_into_it() {
     let mut slow = Client::connect(hello.address());
     slow.send(support::client::request("/slow?ms=700"));
     eventually("the request is under way", || {
-        hello.status()["application"]["connections"] == 1
+        hello.try_status()["application"]["connections"] == 1
     });
     hello.begin_reload();
     let second = hello.pid();

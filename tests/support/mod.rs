@@ -323,6 +323,12 @@ impl Hello {
         serde_json::from_slice(&output.stdout).expect("JSON")
     }
 
+    /// The same while the service passes from one process to the next, when it may have no answer for a moment: null then.
+    pub fn try_status(&self) -> serde_json::Value {
+        let output = self.hello(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
     pub fn generation(&self) -> u64 {
         self.status()["generation"].as_u64().expect("a generation")
     }
