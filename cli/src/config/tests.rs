@@ -5,7 +5,7 @@ use std::time::Duration;
 use handoff::listeners::Address;
 
 use super::Place;
-use crate::args::{LogFormat, Serve, Verb};
+use crate::args::{LogFormat, Orphan, Serve, Verb};
 use crate::parse::{self, Problem, Source};
 
 /// A file of its own, in a directory of its own.
@@ -67,6 +67,8 @@ fn every_option_can_stand_in_it() {
         drain-timeout = "0"
         probation = "1m30s"
         allow-writable-binary = true
+        orphan = "exit"
+        keep-pid = true
         header-timeout = "5s"
         idle-timeout = "6s"
         max-connections = 5_000
@@ -85,6 +87,8 @@ fn every_option_can_stand_in_it() {
     assert_eq!(serve.drain_timeout, Duration::ZERO);
     assert_eq!(serve.probation, Duration::from_secs(90));
     assert!(serve.allow_writable_binary);
+    assert_eq!(serve.orphan, Some(Orphan::Exit));
+    assert!(serve.keep_pid);
     assert_eq!(serve.header_timeout, Duration::from_secs(5));
     assert_eq!(serve.idle_timeout, Duration::from_secs(6));
     assert_eq!(serve.max_connections, 5_000);
@@ -103,7 +107,7 @@ fn every_option_can_stand_in_it() {
     assert_eq!(left, ["listen"]);
     let probe = serve.options.iter().find(|option| option.name == "probe");
     let place = Place {
-        line: 12,
+        line: 14,
         column: 9,
     };
     assert_eq!(probe.unwrap().source, Source::File(place));
