@@ -511,20 +511,26 @@ fn a_stop_while_older_generations_drain_ends_all_of_them() {
     let mut clients = Vec::new();
     for _ in 0..2 {
         let mut client = Client::connect(hello.address());
-        client.send(request(SLOW));
+        client.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
         client.until_read();
         clients.push(client);
         hello.begin_reload();
     }
     assert_eq!(hello.processes().len(), 3);
-    let output = hello.hello(&["stop"]);
-    assert!(output.status.success(), "{}", text(&output));
+    let mut stop = hello.verb(&["stop"]).spawn().expect("hello stop");
+    eventually("all are told to stop", || {
+        let log = hello.log();
+        let told = log.lines().filter(|line| line.contains(" stopping "));
+        told.count() == 3
+    });
     for (generation, client) in (1..).zip(&mut clients) {
+        client.send("b");
         let answer = client.answer();
         is_from(&answer, generation);
         client.expect_end();
     }
     drop(clients);
+    assert!(stop.wait().expect("hello stop").success());
     eventually("all have ended", || hello.processes().is_empty());
 }
 
