@@ -118,6 +118,7 @@ fn connecting(server: SocketAddr, stop: &AtomicBool) -> Result<Gaps> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -125,34 +126,37 @@ mod tests {
 
     #[test]
     fn a_silence_is_seen_by_both() {
+        const SILENCE: Duration = Duration::from_millis(50);
+        // The one connects again and again, the other asks again and again.
+        static ACCEPTED: AtomicUsize = AtomicUsize::new(0);
+        static ASKED_AGAIN: AtomicBool = AtomicBool::new(false);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let asking = Asking::start(listener.local_addr().unwrap());
-        let (asked, silence) = (Instant::now(), Duration::from_millis(50));
         std::thread::spawn(move || {
             while let Ok((mut socket, _)) = listener.accept() {
-                let asked = asked;
+                let is_early = ACCEPTED.fetch_add(1, Ordering::Relaxed) < 4;
                 std::thread::spawn(move || {
                     let mut request = [0; 1024];
                     for n in 0.. {
-                        match socket.read(&mut request) {
-                            Ok(0) | Err(_) => return,
-                            Ok(_) if n == 1 || asked.elapsed() < silence => {
-                                std::thread::sleep(silence);
-                            }
-                            Ok(_) => {}
+                        if !matches!(socket.read(&mut request), Ok(1..)) {
+                            return;
+                        }
+                        if n == 1 || is_early && n == 0 {
+                            std::thread::sleep(SILENCE);
                         }
                         if socket.write_all(ANSWER).is_err() {
                             return;
                         }
+                        ASKED_AGAIN.fetch_or(n == 2, Ordering::Relaxed);
                     }
                 });
             }
         });
-        while asked.elapsed() < 4 * silence {
+        while ACCEPTED.load(Ordering::Relaxed) < 4 || !ASKED_AGAIN.load(Ordering::Relaxed) {
             std::thread::yield_now();
         }
         for gaps in asking.finish().unwrap() {
-            assert!(gaps.longest >= silence, "{gaps:?}");
+            assert!(gaps.longest >= SILENCE, "{gaps:?}");
             assert!(gaps.began.is_some() && !gaps.all.is_empty());
         }
     }
