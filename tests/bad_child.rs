@@ -340,7 +340,7 @@ fn that_does_not_understand_its_configuration() {
         &said,
         &[
             "child: error: invalid value '0' for '--backlog <N>'",
-            "the child exited with status 2",
+            "reload 1 failed while joining: error: invalid value '0' for '--backlog <N>'",
         ],
     );
 }
