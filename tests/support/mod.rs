@@ -1,6 +1,6 @@
 //! One running `hello` and all that a test needs to press it hard.
 //!
-//! A test owns its world: a directory, a port that the kernel chose, a pidfile; and leaves nothing
+//! A test owns its world: a directory, a port that nobody else is given, a pidfile; and leaves nothing
 //! behind: when [`Hello`] is dropped, every process that ran from its directory is killed.
 
 #![allow(
@@ -20,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 pub mod at_rest;
@@ -44,6 +45,26 @@ pub struct Hello {
     dir: TempDir,
     child: Option<Child>,
     address: SocketAddr,
+    /// Of a server that a test kills, the port must not become another test's.
+    _port: Option<Reserved>,
+}
+
+/// A port that the kernel gives to nobody who does not ask for it by its number: bound, and never listened on, ip(7).
+struct Reserved(Socket);
+
+impl Reserved {
+    fn new() -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("SO_REUSEADDR");
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        socket.bind(&any.into()).expect("bind");
+        Self(socket)
+    }
+
+    fn address(&self) -> SocketAddr {
+        let address = self.0.local_addr().expect("an address");
+        address.as_socket().expect("of IPv4")
+    }
 }
 
 /// How to start one.
@@ -121,14 +142,16 @@ impl Start {
             command.uid(user).gid(user);
         }
         command.arg("serve");
+        let mut port = None;
         match &self.config {
             Some(text) => {
                 fs::write(dir.path().join("hello.toml"), text).expect("hello.toml");
                 command.args(["--config", "hello.toml"]);
             }
             None => {
+                let address = port.insert(Reserved::new()).address();
                 command
-                    .args(["--listen", "127.0.0.1:0", "--pidfile"])
+                    .args(["--listen", &address.to_string(), "--pidfile"])
                     .arg(dir.path().join("hello.pid"))
                     .args(["--probation", &self.probation]);
             }
@@ -150,6 +173,7 @@ impl Start {
             dir,
             child: Some(child),
             address: ([127, 0, 0, 1], 0).into(),
+            _port: port,
         };
         hello.wait_until_serving();
         let status = hello.status();
