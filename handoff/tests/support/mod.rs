@@ -193,10 +193,16 @@ impl Service {
         reason
     }
 
+    /// Of who serves: one who has just been replaced still answers, and has no listeners any more.
     pub fn address(&self, listener: &str) -> String {
-        let status = self.status();
-        let found = status.listeners.iter().find(|l| l.name == listener);
-        found.expect("a listener").address.clone()
+        let mut address = None;
+        eventually("there is such a listener", || {
+            let status = self.status();
+            let found = status.listeners.iter().find(|l| l.name == listener);
+            address = found.map(|found| found.address.clone());
+            address.is_some()
+        });
+        address.expect("found")
     }
 
     pub fn connect(&self, listener: &str) -> Line {
