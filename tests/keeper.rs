@@ -156,12 +156,13 @@ fn what_kills_the_service_is_its_exit_code() {
 fn a_service_that_dies_while_its_parent_drains_has_failed() {
     let mut hello = kept().start();
     let mut slow = Client::connect(hello.address());
-    slow.send(request("/slow?ms=1000"));
-    eventually("the request is under way", || {
-        hello.try_status()["application"]["connections"] == 1
-    });
+    slow.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
+    slow.until_read();
     hello.begin_reload();
-    hello.signal(hello.pid(), Signal::SIGKILL);
+    let child = hello.pid();
+    hello.signal(child, Signal::SIGKILL);
+    eventually("the child is dead", || !hello.processes().contains(&child));
+    slow.send("b");
     // What was under way is finished, and only then is it over.
     assert_eq!(slow.answer().status, 200);
     drop(slow);
@@ -172,12 +173,12 @@ fn a_service_that_dies_while_its_parent_drains_has_failed() {
 fn a_stop_while_the_parent_drains_is_none() {
     let mut hello = kept().start();
     let mut slow = Client::connect(hello.address());
-    slow.send(request("/slow?ms=1000"));
-    eventually("the request is under way", || {
-        hello.try_status()["application"]["connections"] == 1
-    });
+    slow.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
+    slow.until_read();
     hello.begin_reload();
     hello.signal(hello.first(), Signal::SIGTERM);
+    eventually("it is told to stop", || hello.log().contains(" stopping "));
+    slow.send("b");
     assert_eq!(slow.answer().status, 200);
     drop(slow);
     assert_eq!(hello.wait_for_first().code(), Some(0), "{}", hello.log());

@@ -363,10 +363,8 @@ fn a_stop_that_reaches_every_generation_is_one_for_each() {
     let hello = Hello::start();
     let parent = hello.pid();
     let mut slow = Client::connect(hello.address());
-    slow.send(request("/slow?ms=700"));
-    eventually("the request is under way", || {
-        hello.status()["application"]["connections"] == 1
-    });
+    slow.send("POST /upload HTTP/1.1\r\nhost: test\r\ncontent-length: 2\r\n\r\na");
+    slow.until_read();
     hello.begin_reload();
     hello.signal(hello.pid(), Signal::SIGTERM);
     eventually("the parent has heard of it", || {
@@ -375,6 +373,10 @@ fn a_stop_that_reaches_every_generation_is_one_for_each() {
         lines.any(|line| line.starts_with(&parent.to_string()))
     });
     hello.signal(parent, Signal::SIGTERM);
+    eventually("the parent has heard it again", || {
+        hello.log().contains("stopping already")
+    });
+    slow.send("b");
     let answer = slow.answer();
     assert_eq!(answer.status, 200);
     drop(slow);
